@@ -1,0 +1,7 @@
+//! Turnwise runs the conversations of high-volume chat bots: every message durable on NATS JetStream, every conversation's
+//! turns strictly in order and one at a time, every turn persisted whole before its message is acknowledged.
+//!
+//! The list below is contents page, reading order and layering at once: a module imports only from modules above it
+//! (`tests/architecture.rs` keeps it so).
+
+pub mod message;
