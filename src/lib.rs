@@ -5,3 +5,5 @@
 //! (`tests/architecture.rs` keeps it so).
 
 pub mod message;
+
+pub mod config;

@@ -1,0 +1,252 @@
+//! The tables `[bots.NAME]`: one bot on one channel, answered by one responder.
+//!
+//! Refuses two bots that would be the same one on the platform, and a key that belongs to another channel. Invariant: every
+//! bot read here names a responder that exists.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::expected::{
+    Expected, NAME_ALPHABET, base_url, duration, in_name_alphabet, is_name, name, origin, text, word,
+};
+use super::problem::{nearest, quoted};
+use super::reader::{Table, Value};
+use super::secret::{self, Secret};
+use super::{Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, TelegramBot, Updates, WebBot};
+use crate::message::Channel;
+
+/// A name is a token of every subject; JetStream's subjects should stay below 256 bytes together with the peer's.
+pub(super) const NAME_CHARS_MAX: usize = 64;
+
+/// One part on every channel: Messenger's limit for a text, the smallest.
+/// <https://developers.facebook.com/docs/messenger-platform/reference/send-api>
+const FAILURE_REPLY_CHARS_MAX: usize = 2_000;
+
+/// Bot names on Telegram end at 32 characters: <https://core.telegram.org/bots/features#creating-a-new-bot>.
+const USERNAME_CHARS_MAX: usize = 32;
+
+/// Page ids are 64-bit numbers, so at most 20 digits.
+const PAGE_ID_DIGITS_MAX: usize = 20;
+
+/// Below a minute every pause for thought opens a new conversation; a year is as good as for ever.
+const CONVERSATION_TTL: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(365 * 86_400);
+
+/// Each key is compared with every request's.
+const API_KEYS_MAX: usize = 64;
+
+/// Each origin is compared with every browser's request.
+const ORIGINS_MAX: usize = 256;
+
+const CHANNELS: &[(&str, Channel)] =
+    &[("telegram", Channel::Telegram), ("messenger", Channel::Messenger), ("web", Channel::Web)];
+
+/// Every key that not all channels have, and the channels that have it.
+const CHANNEL_KEYS: &[(&str, &[Channel])] = &[
+    ("token", &[Channel::Telegram]),
+    ("webhook_secret", &[Channel::Telegram]),
+    ("updates", &[Channel::Telegram]),
+    ("username", &[Channel::Telegram]),
+    ("api_base", &[Channel::Telegram, Channel::Messenger]),
+    ("app_secret", &[Channel::Messenger]),
+    ("verify_token", &[Channel::Messenger]),
+    ("page_token", &[Channel::Messenger]),
+    ("page_id", &[Channel::Messenger]),
+    ("api_version", &[Channel::Messenger]),
+    ("api_keys", &[Channel::Web]),
+    ("origins", &[Channel::Web]),
+    ("conversation_ttl", &[Channel::Web]),
+];
+
+/// Reads every bot; `responders` are the names that exist, whether or not their tables are right.
+pub(super) fn read(table: &Table<'_>, responders: &[&str]) -> BTreeMap<String, Bot> {
+    let mut bots = BTreeMap::new();
+    let mut accounts = Accounts::default();
+    let named = table.named();
+    if named.is_empty() {
+        table.problem("names no bot", "add a table [bots.NAME] with channel and responder");
+    }
+    for (name, value) in named {
+        if let Err(wrong) = is_name(name, in_name_alphabet, NAME_CHARS_MAX) {
+            value.problem(
+                format!("the name {wrong}"),
+                format!("use 1 to {NAME_CHARS_MAX} characters of {NAME_ALPHABET}"),
+            );
+        }
+        let Some(table) = value.table() else { continue };
+        if let Some(bot) = bot(name, &table, responders, &mut accounts) {
+            bots.insert(name.to_owned(), bot);
+        }
+    }
+    bots
+}
+
+fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accounts) -> Option<Bot> {
+    let channel = table.required("channel", &word(CHANNELS, &[]));
+    let responder = responder(table, responders);
+    let burst = table.optional("burst", &word(&[("queue", Burst::Queue)], &["collect", "interrupt", "reject"]));
+    table.optional("quiet", &no_quiet());
+    let reply_in_flight = table.optional("reply_in_flight", &word(&[("send", ReplyInFlight::Send)], &["suppress"]));
+    let on_uncertain =
+        table.optional("on_uncertain", &word(&[("resend", OnUncertain::Resend), ("hold", OnUncertain::Hold)], &[]));
+    let failure_reply = table.optional("failure_reply", &text(FAILURE_REPLY_CHARS_MAX));
+
+    let settings = match channel {
+        Some(Channel::Telegram) => telegram(name, table, accounts).map(BotChannel::Telegram),
+        Some(Channel::Messenger) => messenger(name, table, accounts).map(BotChannel::Messenger),
+        Some(Channel::Web) => Some(BotChannel::Web(web(table))),
+        None => {
+            table.ignore(CHANNEL_KEYS.iter().map(|(key, _)| *key));
+            None
+        }
+    };
+    table.finish(&channel.map(strangers).unwrap_or_default());
+    Some(Bot {
+        name: name.to_owned(),
+        responder: responder?,
+        burst: burst.unwrap_or(Burst::Queue),
+        reply_in_flight: reply_in_flight.unwrap_or(ReplyInFlight::Send),
+        on_uncertain: on_uncertain.unwrap_or(OnUncertain::Hold),
+        failure_reply,
+        channel: settings?,
+    })
+}
+
+/// A pause to wait for belongs to `burst = "collect"`.
+fn no_quiet() -> Expected<()> {
+    Expected::text("use \"0s\"", |text| match super::duration::parse(text) {
+        Ok(Duration::ZERO) => Ok(()),
+        Ok(_) => Err(format!("{} is not available in this version", quoted(text))),
+        Err(wrong) => Err(format!("{} {wrong}", quoted(text))),
+    })
+}
+
+fn responder(table: &Table<'_>, responders: &[&str]) -> Option<String> {
+    let any = Expected::text("write the name of a responder", |text| Ok(text.to_owned()));
+    let name = table.required("responder", &any)?;
+    if responders.contains(&name.as_str()) {
+        return Some(name);
+    }
+    let right = match nearest(&name, responders.iter().copied()) {
+        _ if responders.is_empty() => "add a table [responders.NAME]".to_owned(),
+        Some(meant) => format!("did you mean \"{meant}\"? Responders here: {}", responders.join(", ")),
+        None => format!("responders here: {}", responders.join(", ")),
+    };
+    table.value("responder")?.problem(format!("there is no responder {}", quoted(&name)), right);
+    None
+}
+
+fn telegram(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<TelegramBot> {
+    let token = table.required_secret("token", &secret::TELEGRAM_TOKEN);
+    let webhook_secret = table.required_secret("webhook_secret", &secret::WEBHOOK_SECRET);
+    let updates = table.optional("updates", &word(&[("webhook", Updates::Webhook)], &["polling"]));
+    let api_base = table.optional("api_base", &base_url(TelegramBot::DEFAULT_API_BASE));
+    let username = table.optional("username", &username());
+
+    let token = token?;
+    if let Some(value) = table.value("token") {
+        // The digits before the colon are the bot itself; the rest changes when the token is revoked.
+        let id = token.expose().split(':').next().unwrap_or_default();
+        accounts.claim(Channel::Telegram, id, name, &value);
+    }
+    Some(TelegramBot {
+        token,
+        webhook_secret: Some(webhook_secret?),
+        api_base: api_base.unwrap_or_else(|| TelegramBot::DEFAULT_API_BASE.to_owned()),
+        updates: updates.unwrap_or(Updates::Webhook),
+        username,
+    })
+}
+
+fn username() -> Expected<String> {
+    let belongs = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    name("A-Z a-z 0-9 _, without the @", belongs, USERNAME_CHARS_MAX)
+}
+
+fn messenger(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<MessengerBot> {
+    let app_secret = table.required_secret("app_secret", &secret::ANY);
+    let verify_token = table.required_secret("verify_token", &secret::ANY);
+    let page_token = table.required_secret("page_token", &secret::ANY);
+    let page_id = table.required("page_id", &self::name("0-9", |digit| digit.is_ascii_digit(), PAGE_ID_DIGITS_MAX));
+    let api_base = table.optional("api_base", &base_url(MessengerBot::DEFAULT_API_BASE));
+    let api_version = table.optional("api_version", &api_version());
+
+    if let (Some(page_id), Some(value)) = (&page_id, table.value("page_id")) {
+        accounts.claim(Channel::Messenger, page_id, name, &value);
+    }
+    Some(MessengerBot {
+        app_secret: app_secret?,
+        verify_token: verify_token?,
+        page_token: page_token?,
+        page_id: page_id?,
+        api_base: api_base.unwrap_or_else(|| MessengerBot::DEFAULT_API_BASE.to_owned()),
+        api_version: api_version.unwrap_or_else(|| MessengerBot::DEFAULT_API_VERSION.to_owned()),
+    })
+}
+
+fn api_version() -> Expected<String> {
+    let right = format!("write a Graph API version such as \"{}\"", MessengerBot::DEFAULT_API_VERSION);
+    Expected::text(right, |text| {
+        let digits = |part: &str| (1..=3).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
+        match text.strip_prefix('v').and_then(|number| number.split_once('.')) {
+            Some((major, minor)) if digits(major) && digits(minor) => Ok(text.to_owned()),
+            _ => Err(format!("{} is not a version", quoted(text))),
+        }
+    })
+}
+
+fn web(table: &Table<'_>) -> WebBot {
+    WebBot {
+        api_keys: table.value("api_keys").and_then(|keys| api_keys(&keys)).unwrap_or_default(),
+        origins: table.value("origins").and_then(|origins| self::origins(&origins)).unwrap_or_default(),
+        conversation_ttl: table
+            .optional("conversation_ttl", &duration(CONVERSATION_TTL, "24h"))
+            .unwrap_or(WebBot::DEFAULT_CONVERSATION_TTL),
+    }
+}
+
+/// An empty list is refused: it reads as "nobody", and would mean "everybody".
+fn api_keys(value: &Value<'_>) -> Option<Vec<Secret>> {
+    let keys = value.items("write a list such as [{ env = \"NAME\" }]")?;
+    if keys.is_empty() || keys.len() > API_KEYS_MAX {
+        let right = format!("write 1 to {API_KEYS_MAX} keys, or remove it to let in everybody who reaches the port");
+        value.problem(format!("lists {} keys", keys.len()), right);
+    }
+    Some(keys.iter().filter_map(|key| key.secret(&secret::ANY)).collect())
+}
+
+fn origins(value: &Value<'_>) -> Option<Vec<String>> {
+    let origins = value.list(&origin())?;
+    if origins.len() > ORIGINS_MAX {
+        value.problem(format!("lists {} origins", origins.len()), format!("write at most {ORIGINS_MAX}"));
+    }
+    Some(origins)
+}
+
+/// The keys of other channels, and whose they are.
+fn strangers(channel: Channel) -> Vec<(&'static str, String)> {
+    let foreign = CHANNEL_KEYS.iter().filter(|(_, homes)| !homes.contains(&channel));
+    foreign
+        .map(|(key, homes)| {
+            let homes: Vec<&str> = homes.iter().map(|home| home.as_str()).collect();
+            (*key, format!("belongs to {} bots; this is a {channel} bot", homes.join(" and ")))
+        })
+        .collect()
+}
+
+/// Who a bot is on its platform. Two bots of one account would take each other's messages.
+#[derive(Default)]
+struct Accounts {
+    owners: BTreeMap<(Channel, String), String>,
+}
+
+impl Accounts {
+    fn claim(&mut self, channel: Channel, id: &str, bot: &str, value: &Value<'_>) {
+        if let Some(owner) = self.owners.get(&(channel, id.to_owned())) {
+            value
+                .problem(format!("is the same account as that of bots.{owner}"), "give each bot an account of its own");
+        } else {
+            self.owners.insert((channel, id.to_owned()), bot.to_owned());
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The tables `[responders.NAME]`: who decides what a bot answers, and how much it may be asked at once.
+//!
+//! Refuses the kinds and keys that the documentation names for later versions, instead of ignoring them. Invariant: a
+//! responder's name is given once, here or in Rust code.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::bots::NAME_CHARS_MAX;
+use super::expected::{
+    Expected, NAME_ALPHABET, base_url, duration, in_name_alphabet, is_name, number, text, whole, word,
+};
+use super::reader::Table;
+use super::secret::{self, path};
+use super::{OpenAi, ResponderConfig, ResponderKind};
+
+/// Below this no network answers; a person does not wait for longer than an hour.
+const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3_600);
+
+/// A connection each: 10,000 are a sixth of the ports that one address has towards one server.
+const CONCURRENCY: RangeInclusive<usize> = 1..=10_000;
+
+/// Read from the database for every turn that is not in the cache, at most some 2 KiB each.
+const HISTORY_MESSAGES: RangeInclusive<u32> = 1..=1_000;
+
+/// The smallest holds a question and an answer; the largest context windows hold about two million tokens.
+const HISTORY_TOKENS: RangeInclusive<u32> = 256..=2_000_000;
+
+/// OpenAI's range: <https://platform.openai.com/docs/api-reference/chat/create#chat_create-temperature>.
+const TEMPERATURE: RangeInclusive<f64> = 0.0..=2.0;
+
+/// No model writes more in one answer.
+const OUTPUT_TOKENS: RangeInclusive<u32> = 1..=1_000_000;
+
+/// Model names are paths at some servers, and file names at others.
+const MODEL_CHARS_MAX: usize = 255;
+
+/// Sent with every turn, so paid for with every turn; this much fills most context windows.
+const SYSTEM_PROMPT_BYTES_MAX: usize = 256 * 1024;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    OpenAi,
+    Echo,
+    Script,
+}
+
+/// Every key that not all kinds have, and the kind that has it.
+const KIND_KEYS: &[(&str, Kind)] = &[
+    ("base_url", Kind::OpenAi),
+    ("api_key", Kind::OpenAi),
+    ("model", Kind::OpenAi),
+    ("system_prompt", Kind::OpenAi),
+    ("system_prompt_file", Kind::OpenAi),
+    ("temperature", Kind::OpenAi),
+    ("max_output_tokens", Kind::OpenAi),
+    ("file", Kind::Script),
+];
+
+const KINDS: &[(&str, Kind)] = &[("openai", Kind::OpenAi), ("echo", Kind::Echo), ("script", Kind::Script)];
+
+const PLANNED_KINDS: &[&str] = &["http"];
+
+const PLANNED_KEYS: [&str; 3] = ["tools", "max_tool_rounds", "workflow"];
+
+/// Reads every responder; `registered` are the names that Rust code answers to.
+pub(super) fn read(table: &Table<'_>, registered: &[String]) -> BTreeMap<String, ResponderConfig> {
+    let mut responders = BTreeMap::new();
+    for (name, value) in table.named() {
+        if let Err(wrong) = is_name(name, in_name_alphabet, NAME_CHARS_MAX) {
+            value.problem(
+                format!("the name {wrong}"),
+                format!("use 1 to {NAME_CHARS_MAX} characters of {NAME_ALPHABET}"),
+            );
+        }
+        if registered.iter().any(|registered| registered == name) {
+            value.problem("is the name of a responder in Rust code", "choose another name");
+        }
+        let Some(table) = value.table() else { continue };
+        if let Some(responder) = responder(&table) {
+            responders.insert(name.to_owned(), responder);
+        }
+    }
+    responders
+}
+
+fn responder(table: &Table<'_>) -> Option<ResponderConfig> {
+    let kind = table.required("kind", &word(KINDS, PLANNED_KINDS));
+    let timeout = table.optional("timeout", &duration(TIMEOUT, "60s"));
+    let max_concurrency = table.optional("max_concurrency", &whole(CONCURRENCY));
+    let history = table.table("history");
+    let history_messages = history.optional("messages", &whole(HISTORY_MESSAGES));
+    let history_tokens = history.optional("tokens", &whole(HISTORY_TOKENS));
+    history.finish(&[]);
+
+    let settings = match kind {
+        Some(Kind::OpenAi) => openai(table).map(ResponderKind::OpenAi),
+        Some(Kind::Echo) => Some(ResponderKind::Echo),
+        Some(Kind::Script) => script(table),
+        None => {
+            // With the kind unknown, no key can be called foreign; `url` is that of the planned kind "http".
+            table.ignore(KIND_KEYS.iter().map(|(key, _)| *key).chain(["url"]));
+            None
+        }
+    };
+    table.finish(&strangers(kind));
+    let default = ResponderConfig::new(settings?);
+    Some(ResponderConfig {
+        timeout: timeout.unwrap_or(default.timeout),
+        max_concurrency: max_concurrency.unwrap_or(default.max_concurrency),
+        history_messages: history_messages.unwrap_or(default.history_messages),
+        history_tokens: history_tokens.unwrap_or(default.history_tokens),
+        kind: default.kind,
+    })
+}
+
+fn openai(table: &Table<'_>) -> Option<OpenAi> {
+    let base_url = table.required("base_url", &base_url("http://127.0.0.1:11434/v1"));
+    let api_key = table.optional_secret("api_key", &secret::ANY);
+    let model = table.required("model", &text(MODEL_CHARS_MAX));
+    let system_prompt = system_prompt(table);
+    let temperature = table.optional("temperature", &number(TEMPERATURE));
+    let max_output_tokens = table.optional("max_output_tokens", &whole(OUTPUT_TOKENS));
+    Some(OpenAi { base_url: base_url?, api_key, model: model?, system_prompt, temperature, max_output_tokens })
+}
+
+fn system_prompt(table: &Table<'_>) -> Option<String> {
+    let right = format!("write 1 to {SYSTEM_PROMPT_BYTES_MAX} bytes of text");
+    let written = table.optional(
+        "system_prompt",
+        &Expected::text(right, |text| match text.len() {
+            0 => Err("is empty".to_owned()),
+            1..=SYSTEM_PROMPT_BYTES_MAX => Ok(text.to_owned()),
+            bytes => Err(format!("has {bytes} bytes")),
+        }),
+    );
+    let Some(file) = table.value("system_prompt_file") else { return written };
+    if table.value("system_prompt").is_some() {
+        file.problem("stands beside system_prompt", "keep one of them");
+    }
+    let path = table.reading.resolve(&file.read(&path())?);
+    let text = file.read_file(&path, SYSTEM_PROMPT_BYTES_MAX as u64)?;
+    if text.trim().is_empty() {
+        file.problem(format!("file {path:?} is empty"), "write the prompt into it, or remove the key");
+    }
+    Some(text)
+}
+
+fn script(table: &Table<'_>) -> Option<ResponderKind> {
+    let file = table.required("file", &path())?;
+    Some(ResponderKind::Script { file: table.reading.resolve(&file) })
+}
+
+/// The keys of other kinds, and whose they are; and those of later versions.
+fn strangers(kind: Option<Kind>) -> Vec<(&'static str, String)> {
+    let name = |wanted: Kind| KINDS.iter().find(|(_, kind)| *kind == wanted).map_or("", |(name, _)| name);
+    let foreign = KIND_KEYS
+        .iter()
+        .filter(|(_, home)| Some(*home) != kind)
+        .map(|(key, home)| (*key, format!("belongs to responders of kind \"{}\"", name(*home))));
+    let planned = PLANNED_KEYS.into_iter().map(|key| (key, "is not available in this version".to_owned()));
+    foreign.chain(planned).collect()
+}

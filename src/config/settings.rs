@@ -1,0 +1,352 @@
+//! What the tables of the configuration hold once they are read, and the defaults.
+//!
+//! Refuses to read anything: that is the neighbours' work. Invariant: a default is written here and nowhere else.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::secret::Secret;
+use crate::message::Channel;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Http {
+    pub listen: SocketAddr,
+    /// Where platforms reach us, without a slash at the end.
+    pub public_url: Option<String>,
+    /// 1024 to 67108864.
+    pub max_body_bytes: usize,
+    /// How long running turns and requests may take to end after the signal to stop.
+    pub shutdown_grace: Duration,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8_080)),
+            public_url: None,
+            max_body_bytes: 1_048_576,
+            shutdown_grace: Duration::from_secs(30),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sync {
+    /// Every publish is on the disk before it is acknowledged.
+    Always,
+    /// Every two minutes: faster, and a power loss takes what came since.
+    Interval,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Nats {
+    pub server: NatsServer,
+    pub auth: NatsAuth,
+    pub tls: Option<NatsTls>,
+    /// 1, 3 or 5.
+    pub replicas: usize,
+    /// 1 to 1024.
+    pub partitions: u16,
+    /// How long the streams keep a message, so how far back replay can reach.
+    pub max_age: Duration,
+    /// How long the streams recognise a message that was published before; at most `max_age`.
+    pub duplicate_window: Duration,
+}
+
+impl Nats {
+    pub(super) const DEFAULT_REPLICAS: usize = 1;
+    pub(super) const DEFAULT_PARTITIONS: u16 = 64;
+    pub(super) const DEFAULT_MAX_AGE: Duration = Duration::from_secs(7 * 86_400);
+    pub(super) const DEFAULT_DUPLICATE_WINDOW: Duration = Duration::from_secs(600);
+
+    /// A server with everything else at its default.
+    pub(super) const fn new(server: NatsServer) -> Self {
+        Self {
+            server,
+            auth: NatsAuth::None,
+            tls: None,
+            replicas: Self::DEFAULT_REPLICAS,
+            partitions: Self::DEFAULT_PARTITIONS,
+            max_age: Self::DEFAULT_MAX_AGE,
+            duplicate_window: Self::DEFAULT_DUPLICATE_WINDOW,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum NatsServer {
+    /// Connect to these addresses.
+    Urls(Vec<String>),
+    /// Run a nats-server child on a free loopback port.
+    Managed {
+        sync: Sync,
+        /// The folder of its data: beside the database if that is a file, else beside the configuration.
+        data: PathBuf,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum NatsAuth {
+    None,
+    Token(Secret),
+    Password {
+        user: String,
+        password: Secret,
+    },
+    /// The contents of a `.creds` file.
+    Credentials(Secret),
+}
+
+/// TLS is required, also towards addresses that do not say so.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NatsTls {
+    /// Absent: the certificates that the system trusts.
+    pub ca: Option<PathBuf>,
+    /// Our own certificate; present exactly when `key` is.
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Database {
+    /// `sqlite://PATH` with an absolute path, in which `%` and `?` are written `%25` and `%3F`, or `postgres://...`, which may
+    /// hold a password.
+    pub url: Secret,
+    pub max_connections: u32,
+}
+
+impl Database {
+    pub(super) const DEFAULT_MAX_CONNECTIONS: u32 = 16;
+
+    /// The address of an SQLite file; sqlx ends the path at a `?` and then undoes the escapes.
+    pub(super) fn sqlite_url(file: &Path) -> Secret {
+        let path = file.to_string_lossy().replace('%', "%25").replace('?', "%3F");
+        Secret::new(format!("sqlite://{path}"))
+    }
+
+    /// The file, if the database is one.
+    #[must_use]
+    pub fn sqlite_file(&self) -> Option<PathBuf> {
+        let path = self.url.expose().strip_prefix("sqlite://")?;
+        Some(PathBuf::from(path.replace("%3F", "?").replace("%25", "%")))
+    }
+
+    /// Where a managed NATS server keeps its data: beside the file, or in `folder` when the database is a server.
+    pub(super) fn nats_data(&self, folder: &Path, namespace: &str) -> PathBuf {
+        let file = self.sqlite_file().unwrap_or_else(|| folder.join(namespace));
+        let mut data = file.into_os_string();
+        data.push("-nats");
+        PathBuf::from(data)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Worker {
+    /// Turns in flight in this process: 1 to 100000.
+    pub max_turns: usize,
+    /// Messages of one conversation kept in memory: 1 to 10000.
+    pub lane_backlog: usize,
+    /// How often a turn is tried before it is dead-lettered: 1 to 100.
+    pub max_attempts: u32,
+    /// For one attempt.
+    pub turn_timeout: Duration,
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self { max_turns: 4_096, lane_backlog: 64, max_attempts: 4, turn_timeout: Duration::from_secs(120) }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Telemetry {
+    /// Without a slash at the end; absent: traces are not exported.
+    pub otlp_endpoint: Option<String>,
+    pub service_name: String,
+    /// Share of traces that are kept: 0 to 1.
+    pub sample_ratio: f64,
+    /// Whether the text of messages is put on spans.
+    pub record_content: bool,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { otlp_endpoint: None, service_name: "turnwise".to_owned(), sample_ratio: 1.0, record_content: false }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Console {
+    pub token: Option<Secret>,
+}
+
+/// What happens to messages that arrive while a turn of their conversation runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Burst {
+    /// Each message is a turn of its own.
+    Queue,
+}
+
+/// What happens to a reply when a person takes the conversation over while it is being made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplyInFlight {
+    /// It still leaves.
+    Send,
+}
+
+/// What happens to a part of which nobody can tell whether it arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnUncertain {
+    Resend,
+    Hold,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bot {
+    pub name: String,
+    /// Name of a `[responders.*]` table, or of a responder registered in Rust.
+    pub responder: String,
+    pub burst: Burst,
+    pub reply_in_flight: ReplyInFlight,
+    pub on_uncertain: OnUncertain,
+    /// Sent when a turn is dead-lettered; absent: silence.
+    pub failure_reply: Option<String>,
+    pub channel: BotChannel,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum BotChannel {
+    Telegram(TelegramBot),
+    Messenger(MessengerBot),
+    Web(WebBot),
+}
+
+impl Bot {
+    /// A web bot that everybody on this machine can talk to.
+    pub(super) fn development(name: &str, responder: &str) -> Self {
+        let web =
+            WebBot { api_keys: Vec::new(), origins: Vec::new(), conversation_ttl: WebBot::DEFAULT_CONVERSATION_TTL };
+        Self {
+            name: name.to_owned(),
+            responder: responder.to_owned(),
+            burst: Burst::Queue,
+            reply_in_flight: ReplyInFlight::Send,
+            on_uncertain: OnUncertain::Hold,
+            failure_reply: None,
+            channel: BotChannel::Web(web),
+        }
+    }
+
+    #[must_use]
+    pub const fn channel(&self) -> Channel {
+        match self.channel {
+            BotChannel::Telegram(_) => Channel::Telegram,
+            BotChannel::Messenger(_) => Channel::Messenger,
+            BotChannel::Web(_) => Channel::Web,
+        }
+    }
+}
+
+/// How updates come from Telegram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Updates {
+    Webhook,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct TelegramBot {
+    pub token: Secret,
+    /// Always present with [`Updates::Webhook`]: `[A-Za-z0-9_-]{1,256}`.
+    pub webhook_secret: Option<Secret>,
+    /// Without a slash at the end.
+    pub api_base: String,
+    pub updates: Updates,
+    /// The bot's @name without the @, for groups: absent, only replies and text mentions address it there.
+    pub username: Option<String>,
+}
+
+impl TelegramBot {
+    pub(super) const DEFAULT_API_BASE: &str = "https://api.telegram.org";
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct MessengerBot {
+    pub app_secret: Secret,
+    pub verify_token: Secret,
+    pub page_token: Secret,
+    /// Digits.
+    pub page_id: String,
+    /// Without a slash at the end.
+    pub api_base: String,
+    /// Graph API version, such as `v26.0`.
+    pub api_version: String,
+}
+
+impl MessengerBot {
+    pub(super) const DEFAULT_API_BASE: &str = "https://graph.facebook.com";
+    pub(super) const DEFAULT_API_VERSION: &str = "v26.0";
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct WebBot {
+    /// Empty: everybody who reaches the port may talk (development); `check` warns unless `listen` is a loopback address.
+    pub api_keys: Vec<Secret>,
+    /// Browser origins (RFC 6454) that may call, such as `https://shop.example.com`.
+    pub origins: Vec<String>,
+    /// A device's conversation idle for longer than this is not continued by a message without `conversation_id`.
+    pub conversation_ttl: Duration,
+}
+
+impl WebBot {
+    pub(super) const DEFAULT_CONVERSATION_TTL: Duration = Duration::from_secs(86_400);
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResponderConfig {
+    pub kind: ResponderKind,
+    /// For one answer.
+    pub timeout: Duration,
+    /// Answers being made at once in this process.
+    pub max_concurrency: usize,
+    /// The newest messages of the conversation that are sent along, at most.
+    pub history_messages: u32,
+    /// Tokens of history that are sent along, at most.
+    pub history_tokens: u32,
+}
+
+impl ResponderConfig {
+    /// A responder with everything else at its default.
+    #[must_use]
+    pub const fn new(kind: ResponderKind) -> Self {
+        Self {
+            kind,
+            timeout: Duration::from_secs(60),
+            max_concurrency: 256,
+            history_messages: 40,
+            history_tokens: 8_000,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum ResponderKind {
+    Echo,
+    /// `file`: patterns and answers, see `responder/script.rs`.
+    Script {
+        file: PathBuf,
+    },
+    OpenAi(OpenAi),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpenAi {
+    /// Without a slash at the end.
+    pub base_url: String,
+    pub api_key: Option<Secret>,
+    pub model: String,
+    pub system_prompt: Option<String>,
+    /// 0 to 2.
+    pub temperature: Option<f64>,
+    pub max_output_tokens: Option<u32>,
+}
