@@ -7,3 +7,7 @@
 pub mod message;
 
 pub mod config;
+
+pub mod telemetry;
+
+pub mod http;

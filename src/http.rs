@@ -1,0 +1,33 @@
+//! Outgoing HTTP: how every client of this program is built.
+//!
+//! Refuses to follow redirects: they would carry a token or a prompt elsewhere.
+
+use std::time::Duration;
+
+use crate::telemetry::install_crypto_provider;
+
+/// Longest wait for a TCP and TLS connection: a server that is up answers in a fraction of it, even from another continent.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Idle connections are closed before the other side does it: a call on a connection that closes at that moment would have
+/// an unknown outcome for no reason.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A client for the server at `url`: certificates checked against the system's roots, no overall timeout (each call sets
+/// its own).
+///
+/// reqwest does not build a client on a system without CA certificates, even if it only ever speaks plain HTTP (reqwest
+/// issue 2988), so a client for `http://` trusts no certificate at all.
+///
+/// # Errors
+/// When `url` is `https://` and the system's CA certificates cannot be loaded.
+pub fn client(url: &reqwest::Url) -> Result<reqwest::Client, reqwest::Error> {
+    install_crypto_provider();
+    let builder = reqwest::Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("turnwise/", env!("CARGO_PKG_VERSION")));
+    let plain = url.scheme() == "http";
+    if plain { builder.tls_certs_only([]).build() } else { builder.build() }
+}

@@ -1,0 +1,172 @@
+//! Trace context between processes and hops, as the W3C `traceparent` of <https://www.w3.org/TR/trace-context/>.
+//!
+//! Refuses to judge where a `traceparent` came from: the caller hands over only those that this deployment wrote, never one
+//! from an outside webhook. Invariant: a malformed one is as good as none, and nothing here fails.
+
+use std::time::{Duration, SystemTime};
+
+use opentelemetry::propagation::{Extractor, TextMapPropagator};
+use opentelemetry::trace::{Link, Span as _, SpanBuilder, SpanContext, SpanKind, TraceContextExt};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracer;
+use tracing::{Span, Subscriber};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::Layer;
+
+use crate::message::Timestamp;
+
+/// The header's name, in NATS messages as in HTTP.
+const TRACEPARENT: &str = "traceparent";
+
+/// A stretch of time that is already over: `tracing` cannot backdate a span, and a wait is known only when it ends.
+#[derive(Debug)]
+pub struct Wait<'a> {
+    /// One of [`super::span`].
+    pub name: &'static str,
+    pub parent: &'a str,
+    pub start: Timestamp,
+    pub end: Timestamp,
+    /// The trace context of what was waited for, such as the turn that held the lane.
+    pub link: Option<&'a str>,
+    pub attributes: Vec<KeyValue>,
+}
+
+/// Writes the span's context into the headers of a message about to be published.
+pub fn inject(headers: &mut async_nats::HeaderMap, span: &Span) {
+    if let Some(traceparent) = current_traceparent(span) {
+        headers.insert(TRACEPARENT, traceparent.as_str());
+    }
+}
+
+/// The trace context a message carries; `None` when it has none or a malformed one.
+#[must_use]
+pub fn extract(headers: &async_nats::HeaderMap) -> Option<String> {
+    let traceparent = headers.get(TRACEPARENT)?.as_str();
+    parse(traceparent).map(|_| traceparent.to_owned())
+}
+
+/// The span's context as a `traceparent`, to be stored or sent; `None` when [`super::init`] was not called or the span is
+/// filtered out. Starts the span: [`set_parent`] comes before.
+#[must_use]
+pub fn current_traceparent(span: &Span) -> Option<String> {
+    span_context(span).map(|context| {
+        let sampled = u8::from(context.is_sampled());
+        format!("00-{}-{}-{sampled:02x}", context.trace_id(), context.span_id())
+    })
+}
+
+/// The span's trace id, 32 hexadecimal digits; `None` as for [`current_traceparent`].
+#[must_use]
+pub fn trace_id(span: &Span) -> Option<String> {
+    span_context(span).map(|context| context.trace_id().to_string())
+}
+
+/// Makes the span a child of a span of another process or hop. Only before the span is entered, or its context is read:
+/// later it changes nothing.
+pub fn set_parent(span: &Span, traceparent: Option<&str>) {
+    if let Some(parent) = traceparent.and_then(parse)
+        && let Err(error) = span.set_parent(Context::new().with_remote_span_context(parent))
+    {
+        // A missing or filtering subscriber is how a program that does not trace looks; only the order of calls is news.
+        tracing::trace!(error = %error, "a span keeps the parent it has");
+    }
+}
+
+/// Links the span to one of another trace: related, but not its cause.
+pub fn link(span: &Span, traceparent: &str) {
+    if let Some(context) = parse(traceparent) {
+        span.add_link(context);
+    }
+}
+
+/// Records a wait that is over, as a child of its parent; does nothing when the parent is malformed, and exports
+/// nothing when it is not sampled.
+pub fn record_wait(wait: &Wait<'_>) {
+    let Some(parent) = parse(wait.parent) else { return };
+    tracing::dispatcher::get_default(|subscriber| {
+        let Some(Backdating { tracer }) = subscriber.downcast_ref::<Backdating>() else { return };
+        let links = wait.link.and_then(parse).map(|context| Link::new(context, Vec::new(), 0));
+        let mut span = SpanBuilder::from_name(wait.name)
+            .with_kind(SpanKind::Internal)
+            .with_start_time(system_time(wait.start))
+            .with_attributes(wait.attributes.clone())
+            .with_links(links.into_iter().collect())
+            .start_with_context(tracer, &Context::new().with_remote_span_context(parent.clone()));
+        span.end_with_timestamp(system_time(wait.end.max(wait.start)));
+    });
+}
+
+/// The tracer, kept in the subscriber so that [`record_wait`] finds it where spans are recorded, and nothing is global. As a
+/// layer it observes nothing.
+#[derive(Debug)]
+pub(super) struct Backdating {
+    tracer: SdkTracer,
+}
+
+impl Backdating {
+    pub(super) const fn new(tracer: SdkTracer) -> Self {
+        Self { tracer }
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Backdating {}
+
+fn span_context(span: &Span) -> Option<SpanContext> {
+    let context = span.context();
+    let span_context = context.span().span_context().clone();
+    span_context.is_valid().then_some(span_context)
+}
+
+fn parse(traceparent: &str) -> Option<SpanContext> {
+    let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &Header(traceparent));
+    let span_context = context.span().span_context().clone();
+    span_context.is_valid().then_some(span_context)
+}
+
+fn system_time(moment: Timestamp) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_micros(moment.micros_since(Timestamp::from_micros(0)))
+}
+
+/// A set of headers that holds nothing but a `traceparent`.
+struct Header<'a>(&'a str);
+
+impl Extractor for Header<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        (key == TRACEPARENT).then_some(self.0)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        vec![TRACEPARENT]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_well_formed_contexts_are_taken_from_headers() {
+        let check = |value: &str, taken: bool| {
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert(TRACEPARENT, value);
+            assert_eq!(extract(&headers), taken.then(|| value.to_owned()), "{value}");
+        };
+        check("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", true);
+        check("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00", true);
+        check("00-00000000000000000000000000000000-b7ad6b7169203331-01", false);
+        check("00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", false);
+        check("ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", false);
+        check("00-0af7651916cd43dd8448eb211c80319c", false);
+        check("", false);
+        assert_eq!(extract(&async_nats::HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn without_a_subscriber_there_is_no_context() {
+        let span = Span::none();
+        let mut headers = async_nats::HeaderMap::new();
+        inject(&mut headers, &span);
+        assert_eq!((current_traceparent(&span), trace_id(&span), extract(&headers)), (None, None, None));
+    }
+}

@@ -1,0 +1,264 @@
+//! The closed list of metrics: names, help texts, buckets, and one function per event that counts.
+//!
+//! Refuses labels of unbounded variety: a conversation, a person or an unchecked path is never one. Invariant: every series
+//! that can appear has a help text, so `promtool check metrics` has nothing to say.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use metrics::{Unit, counter, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::message::Channel;
+
+pub const INGRESS_MESSAGES: &str = "turnwise_ingress_messages_total";
+pub const HTTP_REQUEST_DURATION: &str = "http_server_request_duration_seconds";
+pub const REDELIVERIES: &str = "turnwise_redeliveries_total";
+pub const TURNS_IN_FLIGHT: &str = "turnwise_turns_in_flight";
+pub const LANES: &str = "turnwise_lanes";
+pub const LANE_WAIT: &str = "turnwise_lane_wait_seconds";
+pub const STREAM_WAIT: &str = "turnwise_stream_wait_seconds";
+pub const TURNS: &str = "turnwise_turns_total";
+pub const TURN_DURATION: &str = "turnwise_turn_duration_seconds";
+pub const OVERHEAD: &str = "turnwise_overhead_seconds";
+pub const END_TO_END: &str = "turnwise_end_to_end_seconds";
+pub const COMMIT_DURATION: &str = "turnwise_commit_duration_seconds";
+pub const COMMITS_FENCED: &str = "turnwise_commits_fenced_total";
+pub const DEAD_LETTERS: &str = "turnwise_dead_letters_total";
+pub const EGRESS_ATTEMPTS: &str = "turnwise_egress_attempts_total";
+
+/// 10 ms doubling to 81.92 s: a turn is a model call, and a model call takes seconds.
+const DURATION_BUCKETS_SECONDS: [f64; 14] =
+    [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+
+/// 0.5 ms doubling to 8.192 s, for what is our own doing.
+const OVERHEAD_BUCKETS_SECONDS: [f64; 15] =
+    [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192];
+
+/// Histograms keep raw values until somebody drains them; between two scrapes this does.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The recorder is the process's own, as the `metrics` crate has it; everybody who asks gets a handle to the one.
+static INSTALLED: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
+
+/// What `/metrics` shows.
+#[derive(Clone)]
+pub struct Metrics {
+    handle: PrometheusHandle,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// Installs the process's recorder, or finds the one that an earlier call installed.
+    ///
+    /// # Errors
+    ///
+    /// The program that embeds this library has installed a recorder of another kind.
+    pub fn install() -> anyhow::Result<Self> {
+        match INSTALLED.get_or_init(|| install_recorder().map_err(|error| format!("{error:#}"))) {
+            Ok(handle) => Ok(Self { handle: handle.clone() }),
+            Err(message) => Err(anyhow::anyhow!("{message}")),
+        }
+    }
+
+    /// Every series in the Prometheus text format, version 0.0.4.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// Keeps memory bounded while nobody scrapes; runs until it is stopped.
+    pub async fn run_upkeep(&self, stop: CancellationToken) {
+        let mut interval = tokio::time::interval(UPKEEP_INTERVAL);
+        while stop.run_until_cancelled(interval.tick()).await.is_some() {
+            self.handle.run_upkeep();
+        }
+    }
+}
+
+/// A webhook or API call brought a message. `bot` is a configured name, never the one in an unchecked path.
+pub fn ingress_message(channel: Channel, bot: &str, outcome: &'static str) {
+    counter!(INGRESS_MESSAGES, "channel" => channel.as_str(), "bot" => bot.to_owned(), "outcome" => outcome)
+        .increment(1);
+}
+
+/// An HTTP request was answered. `route` is the template, never the path as requested.
+pub fn http_request(route: &str, status: u16, duration: Duration) {
+    histogram!(HTTP_REQUEST_DURATION, "route" => route.to_owned(), "status" => status.to_string()).record(duration);
+}
+
+/// A message came again.
+pub fn redelivery(reason: &'static str) {
+    counter!(REDELIVERIES, "reason" => reason).increment(1);
+}
+
+/// The scheduler's size now: turns that run, and conversations that have work.
+#[expect(clippy::cast_precision_loss, reason = "a count of 2^53 turns is out of reach")]
+pub fn scheduler_size(turns_in_flight: usize, lanes: usize) {
+    gauge!(TURNS_IN_FLIGHT).set(turns_in_flight as f64);
+    gauge!(LANES).set(lanes as f64);
+}
+
+/// From delivery to the start of the turn.
+pub fn lane_wait(wait: Duration) {
+    histogram!(LANE_WAIT).record(wait);
+}
+
+/// From the stream's time of the message to its first delivery.
+pub fn stream_wait(wait: Duration) {
+    histogram!(STREAM_WAIT).record(wait);
+}
+
+/// A turn ended: its whole duration, and the part of it that was spent in the responder.
+pub fn turn_finished(bot: &str, outcome: &'static str, duration: Duration, responder: Duration) {
+    counter!(TURNS, "bot" => bot.to_owned(), "outcome" => outcome).increment(1);
+    histogram!(TURN_DURATION, "bot" => bot.to_owned(), "outcome" => outcome).record(duration);
+    histogram!(OVERHEAD).record(duration.saturating_sub(responder));
+}
+
+/// From receipt of the message to the platform's confirmation of the reply.
+pub fn end_to_end(channel: Channel, duration: Duration) {
+    histogram!(END_TO_END, "channel" => channel.as_str()).record(duration);
+}
+
+/// One commit, fenced or not.
+pub fn commit(duration: Duration, fenced: bool) {
+    histogram!(COMMIT_DURATION).record(duration);
+    counter!(COMMITS_FENCED).increment(u64::from(fenced));
+}
+
+/// A message was given up.
+pub fn dead_letter(reason: &'static str) {
+    counter!(DEAD_LETTERS, "reason" => reason).increment(1);
+}
+
+/// One attempt at a platform; `status` is `None` when no answer came.
+pub fn egress_attempt(channel: Channel, status: Option<u16>) {
+    let class = match status {
+        None => "none",
+        Some(100..=199) => "1xx",
+        Some(200..=299) => "2xx",
+        Some(300..=399) => "3xx",
+        Some(400..=499) => "4xx",
+        Some(_) => "5xx",
+    };
+    counter!(EGRESS_ATTEMPTS, "channel" => channel.as_str(), "status_class" => class).increment(1);
+}
+
+fn install_recorder() -> anyhow::Result<PrometheusHandle> {
+    let fine = |name: &str| Matcher::Full(name.to_owned());
+    let recorder = PrometheusBuilder::new()
+        .set_buckets(&DURATION_BUCKETS_SECONDS)?
+        .set_buckets_for_metric(fine(OVERHEAD), &OVERHEAD_BUCKETS_SECONDS)?
+        .set_buckets_for_metric(fine(COMMIT_DURATION), &OVERHEAD_BUCKETS_SECONDS)?
+        .build_recorder();
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder)
+        .map_err(|_| anyhow::anyhow!("this process already has a metrics recorder"))
+        .context("metrics cannot be set up")?;
+    describe_metrics();
+    show_unlabelled_series();
+    Ok(handle)
+}
+
+/// Registers every help text with the recorder in use; [`Metrics::install`] calls it.
+pub fn describe_metrics() {
+    for (name, help) in COUNTERS {
+        metrics::describe_counter!(*name, Unit::Count, *help);
+    }
+    for (name, help) in GAUGES {
+        metrics::describe_gauge!(*name, Unit::Count, *help);
+    }
+    for (name, help) in HISTOGRAMS {
+        metrics::describe_histogram!(*name, Unit::Seconds, *help);
+    }
+}
+
+/// An alert on a series that is absent until the first failure never sees the first failure.
+fn show_unlabelled_series() {
+    scheduler_size(0, 0);
+    counter!(COMMITS_FENCED).absolute(0);
+}
+
+const COUNTERS: &[(&str, &str)] = &[
+    (INGRESS_MESSAGES, "Messages received, by what became of them at the door."),
+    (REDELIVERIES, "Messages that the stream delivered again, by reason."),
+    (TURNS, "Turns that ended, by outcome."),
+    (COMMITS_FENCED, "Commits that the database refused because the partition had moved to another owner."),
+    (DEAD_LETTERS, "Messages given up after their attempts, by reason."),
+    (EGRESS_ATTEMPTS, "Attempts to deliver to a platform, by class of the HTTP status; none means no answer came."),
+];
+
+const GAUGES: &[(&str, &str)] = &[
+    (TURNS_IN_FLIGHT, "Turns running now in this process."),
+    (LANES, "Conversations with running or waiting messages in this process."),
+];
+
+const HISTOGRAMS: &[(&str, &str)] = &[
+    (HTTP_REQUEST_DURATION, "Seconds to answer an HTTP request."),
+    (LANE_WAIT, "Seconds from a message's delivery to the start of its turn."),
+    (STREAM_WAIT, "Seconds a message lay in the stream before it was first delivered."),
+    (TURN_DURATION, "Seconds from the start of a turn to its end, the responder included."),
+    (OVERHEAD, "Seconds of a turn that were not spent in the responder."),
+    (END_TO_END, "Seconds from receipt of a message to the platform's confirmation of the reply."),
+    (COMMIT_DURATION, "Seconds that the transaction of a turn took."),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_has_its_help_and_its_labels() -> anyhow::Result<()> {
+        let metrics = Metrics::install()?;
+        let second = Metrics::install()?;
+        let moment = Duration::from_millis(3);
+        ingress_message(Channel::Telegram, "support", "accepted");
+        http_request("/v1/chat", 200, moment);
+        redelivery("takeover");
+        scheduler_size(3, 5);
+        lane_wait(moment);
+        stream_wait(moment);
+        turn_finished("support", "answered", Duration::from_secs(2), Duration::from_millis(1_999));
+        end_to_end(Channel::Web, moment);
+        commit(moment, true);
+        dead_letter("attempts");
+        egress_attempt(Channel::Messenger, Some(429));
+        egress_attempt(Channel::Messenger, None);
+
+        let page = metrics.render();
+        for (name, help) in COUNTERS.iter().chain(GAUGES).chain(HISTOGRAMS) {
+            assert!(page.contains(&format!("# HELP {name} {help}\n")), "{name} has no help text:\n{page}");
+        }
+        let check = |line: &str| assert!(page.lines().any(|found| found == line), "no {line} in:\n{page}");
+        check(r#"turnwise_ingress_messages_total{channel="telegram",bot="support",outcome="accepted"} 1"#);
+        check(r#"http_server_request_duration_seconds_bucket{route="/v1/chat",status="200",le="0.01"} 1"#);
+        check("turnwise_turns_in_flight 3");
+        check("turnwise_lanes 5");
+        check(r#"turnwise_turns_total{bot="support",outcome="answered"} 1"#);
+        check(r#"turnwise_turn_duration_seconds_bucket{bot="support",outcome="answered",le="81.92"} 1"#);
+        check(r#"turnwise_overhead_seconds_bucket{le="0.0005"} 0"#);
+        check(r#"turnwise_overhead_seconds_bucket{le="0.001"} 1"#);
+        check(r#"turnwise_commit_duration_seconds_bucket{le="0.004"} 1"#);
+        check("turnwise_commits_fenced_total 1");
+        check(r#"turnwise_dead_letters_total{reason="attempts"} 1"#);
+        check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="4xx"} 1"#);
+        check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="none"} 1"#);
+        let of_second = second.render();
+        assert_eq!(sorted(&of_second), sorted(&page), "both handles show the one recorder");
+        Ok(())
+    }
+
+    fn sorted(page: &str) -> Vec<&str> {
+        let mut lines: Vec<_> = page.lines().collect();
+        lines.sort_unstable();
+        lines
+    }
+}
