@@ -11,3 +11,5 @@ pub mod config;
 pub mod telemetry;
 
 pub mod http;
+
+pub mod store;

@@ -1,0 +1,444 @@
+//! The database: its verbs and what each transaction means. `store/{postgres,sqlite}` hold the SQL, under the same function
+//! names; `tests/store.rs` runs one conformance suite on both.
+//!
+//! Refuses to decide anything about turns. Invariants: only [`Store::commit`], [`Store::settled`] and [`Store::load_turn`]
+//! make a [`Committed`]; a commit is one transaction, names its epoch and writes only the columns a turn owns; no statement
+//! handles more rows than [`BATCH_ROWS`] or [`PAGE_ROWS_MAX`].
+
+use std::fmt;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::message::{ConversationKey, DeliveryStatus, Platform, TerminalState, Timestamp};
+
+mod error;
+mod merge;
+mod postgres;
+mod records;
+mod rows;
+mod schema;
+mod sending;
+mod sqlite;
+
+pub use error::StoreError;
+pub use records::*;
+
+/// The most rows that a page of a list holds.
+pub const PAGE_ROWS_MAX: u32 = 1_000;
+
+/// The most rows that one statement writes or looks up; longer input is cut into several statements. At 16 KiB a message,
+/// one statement stays at 8 MiB.
+pub const BATCH_ROWS: usize = 500;
+
+/// How long a caller waits for a free connection, and a first connection for the server.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A database, PostgreSQL or SQLite; clones share its connections.
+#[derive(Clone)]
+pub struct Store(Backend);
+
+#[derive(Clone)]
+enum Backend {
+    Postgres(postgres::Postgres),
+    Sqlite(sqlite::Sqlite),
+}
+
+/// Runs a verb on whichever database this is.
+macro_rules! on {
+    ($store:ident.$verb:ident($($argument:expr),*)) => {
+        match &$store.0 {
+            Backend::Postgres(database) => database.$verb($($argument),*).await,
+            Backend::Sqlite(database) => database.$verb($($argument),*).await,
+        }
+    };
+}
+
+/// Opening, migrating, asking how it is.
+impl Store {
+    /// Opens `sqlite://PATH` (created if missing) or `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, with at most
+    /// `max_connections` connections. Nothing is migrated.
+    ///
+    /// # Errors
+    /// An address of another kind, a folder that does not exist, a server that does not let us in within ten seconds. No
+    /// error holds the address's password.
+    pub async fn connect(url: &str, max_connections: u32) -> Result<Self, StoreError> {
+        match url.split_once("://") {
+            Some(("sqlite", _)) => Ok(Self(Backend::Sqlite(sqlite::Sqlite::connect(url, max_connections).await?))),
+            Some(("postgres" | "postgresql", _)) => {
+                Ok(Self(Backend::Postgres(postgres::Postgres::connect(url, max_connections).await?)))
+            }
+            _ => Err(StoreError::UnknownScheme { scheme: scheme(url) }),
+        }
+    }
+
+    /// Brings the schema to this version, under a lock: two processes may do it at once. A no-op when it is there already.
+    ///
+    /// # Errors
+    /// A database that a newer version has migrated, or one whose migrations were changed after they ran.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        on!(self.migrate())
+    }
+
+    /// Whether every migration of this version has run.
+    ///
+    /// # Errors
+    /// A database that does not answer.
+    pub async fn is_migrated(&self) -> Result<bool, StoreError> {
+        on!(self.is_migrated())
+    }
+
+    /// Asks the database for nothing.
+    ///
+    /// # Errors
+    /// A database that does not answer.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        on!(self.ping())
+    }
+
+    /// The database's name as OpenTelemetry's `db.system.name` has it.
+    #[must_use]
+    pub const fn system(&self) -> &'static str {
+        match self.0 {
+            Backend::Postgres(_) => "postgresql",
+            Backend::Sqlite(_) => "sqlite",
+        }
+    }
+
+    /// Closes every connection, after what they are doing is done. Later calls fail.
+    pub async fn close(&self) {
+        on!(self.close());
+    }
+}
+
+/// Streams and their partitions: who may commit, and how far everything is terminal.
+impl Store {
+    /// The number of this incarnation of a stream, the same for ever; numbers grow with time. An incarnation is whatever
+    /// tells a stream from one of the same name made later, such as its time of creation.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn stream_number(&self, name: &str, incarnation: &str) -> Result<i64, StoreError> {
+        on!(self.stream_number(name, incarnation))
+    }
+
+    /// Takes the partitions from whoever has them: each epoch becomes the higher of its successor and `epoch_at_least`. One
+    /// transaction, which waits for commits under way; those that come after it are fenced. In the order of the partitions.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`]; then nothing was taken.
+    pub async fn take_over(
+        &self,
+        stream: i64,
+        partitions: &[u16],
+        epoch_at_least: i64,
+    ) -> Result<Vec<Takeover>, StoreError> {
+        on!(self.take_over(stream, partitions, epoch_at_least))
+    }
+
+    /// Whether the partition is still owned under this epoch. Only a commit can rely on it: it looks again, and holds it.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn owns(&self, ownership: &Ownership) -> Result<bool, StoreError> {
+        on!(self.owns(ownership))
+    }
+
+    /// Records up to which sequence everything is terminal, for partitions still owned under the epoch named, and never
+    /// backwards; the rest is passed over. Each partition at most once.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn save_checkpoints(&self, checkpoints: &[(Ownership, u64)]) -> Result<(), StoreError> {
+        on!(self.save_checkpoints(checkpoints))
+    }
+}
+
+/// Turns and the ledger.
+impl Store {
+    /// What a turn needs to begin, in one statement: whether the ledger holds the message already, and the conversation. For
+    /// [`crate::message::Peer::Conversation`] that is the one with this id, closed or not; for any other peer the one that is
+    /// not closed.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn load_turn(&self, key: &ConversationKey, dedupe_id: &str) -> Result<TurnContextRow, StoreError> {
+        on!(self.load_turn(key, dedupe_id))
+    }
+
+    /// Which of the messages the ledger already holds, in no order.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn settled(&self, dedupe_ids: &[String]) -> Result<Vec<Committed>, StoreError> {
+        on!(self.settled(dedupe_ids))
+    }
+
+    /// The one transaction of a turn (G4): checks the epoch and holds it until the end, writes the ledger row under its unique
+    /// dedupe id, the new conversation if there is one, messages with the next ordinals, deliveries, and of the conversation
+    /// only what a turn owns: count, snippet, times, and metadata merged into what it is at that moment (G6). Status and
+    /// assignee are left alone, except that `handoff` makes `human` of `bot`.
+    ///
+    /// After an error nobody knows whether it was written: calling again with the same turn tells
+    /// ([`CommitOutcome::AlreadyTerminal`]).
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn commit(&self, turn: &TurnCommit) -> Result<CommitOutcome, StoreError> {
+        on!(self.commit(turn))
+    }
+
+    /// The ledger row of a turn, with its replies.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn turn(&self, turn_id: Uuid) -> Result<Option<Turn>, StoreError> {
+        on!(self.turn(turn_id))
+    }
+
+    /// Looks over the whole ledger for broken rules. Reads every row: for audits, not for requests.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn ledger_faults(&self) -> Result<LedgerFaults, StoreError> {
+        on!(self.ledger_faults())
+    }
+
+    /// How many messages ended in each state; states without any are left out. Reads every row of the ledger.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn ledger_counts(&self) -> Result<Vec<(TerminalState, i64)>, StoreError> {
+        on!(self.ledger_counts())
+    }
+}
+
+/// Conversations and their messages.
+impl Store {
+    /// Opens a conversation outside of any turn.
+    ///
+    /// # Errors
+    /// [`StoreError::AlreadyOpen`] when one of the same key is open.
+    pub async fn create_conversation(&self, new: &NewConversation) -> Result<Conversation, StoreError> {
+        on!(self.create_conversation(new))
+    }
+
+    /// One conversation.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn conversation(&self, id: Uuid) -> Result<Option<Conversation>, StoreError> {
+        on!(self.conversation(id))
+    }
+
+    /// A page of conversations, newest activity first.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn conversations(&self, filter: &ConversationFilter) -> Result<Vec<Conversation>, StoreError> {
+        on!(self.conversations(filter))
+    }
+
+    /// The conversation of a web or API device, found or opened under a lock, so that two calls at once give one. A closed
+    /// one does not count, nor one without activity for longer than `ttl`. Being found is activity.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn active_conversation(
+        &self,
+        bot: &str,
+        device_id: &str,
+        platform: Platform,
+        ttl: Duration,
+        now: Timestamp,
+        new_id: Uuid,
+    ) -> Result<Conversation, StoreError> {
+        on!(self.active_conversation(bot, device_id, platform, ttl, now, new_id))
+    }
+
+    /// Marks activity; false when there is no such conversation.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn touch_conversation(&self, id: Uuid, now: Timestamp) -> Result<bool, StoreError> {
+        on!(self.touch_conversation(id, now))
+    }
+
+    /// Changes what people and programs may change, under the row's lock: a turn that commits meanwhile comes before or after
+    /// it and reverts nothing. `None` when there is no such conversation.
+    ///
+    /// # Errors
+    /// [`StoreError::AlreadyOpen`] when a closed one is opened again beside an open one of the same key.
+    pub async fn patch_conversation(
+        &self,
+        id: Uuid,
+        patch: &ConversationPatch,
+        now: Timestamp,
+    ) -> Result<Option<Conversation>, StoreError> {
+        on!(self.patch_conversation(id, patch, now))
+    }
+
+    /// The newest messages, oldest of them first; at most [`PAGE_ROWS_MAX`].
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn recent_messages(&self, conversation_id: Uuid, limit: u32) -> Result<Vec<StoredMessage>, StoreError> {
+        on!(self.messages(conversation_id, None, limit))
+    }
+
+    /// The newest messages before an ordinal (`None`: the newest of all), oldest of them first; at most [`PAGE_ROWS_MAX`].
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn messages(
+        &self,
+        conversation_id: Uuid,
+        before_ordinal: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<StoredMessage>, StoreError> {
+        on!(self.messages(conversation_id, before_ordinal, limit))
+    }
+
+    /// Appends messages outside of any turn, all or none, with the next ordinals. `None` when there is no such conversation.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn append_messages(
+        &self,
+        conversation_id: Uuid,
+        messages: Vec<NewMessage>,
+        now: Timestamp,
+    ) -> Result<Option<Vec<StoredMessage>>, StoreError> {
+        on!(self.append_messages(conversation_id, &messages, now))
+    }
+
+    /// Claims a caller's idempotency key: the first claim stands, a later one gets what the first was given, or a conflict
+    /// when it is for another request. `scope` keeps the keys of different callers apart.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn claim_idempotency_key(
+        &self,
+        scope: &str,
+        key: &str,
+        fingerprint: &str,
+        turn_id: Uuid,
+        conversation_id: Uuid,
+        now: Timestamp,
+    ) -> Result<IdempotencyClaim, StoreError> {
+        on!(self.claim_idempotency_key(scope, key, fingerprint, turn_id, conversation_id, now))
+    }
+
+    /// The conversation of a turn that was claimed; `None` for a turn that nobody claimed. The turn may not have run yet.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn claimed_turn(&self, turn_id: Uuid) -> Result<Option<Uuid>, StoreError> {
+        on!(self.claimed_turn(turn_id))
+    }
+}
+
+/// Deliveries.
+impl Store {
+    /// The parts of a turn that are `pending` or `sending`, in order.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn pending_of_turn(&self, turn_id: Uuid) -> Result<Vec<PendingDelivery>, StoreError> {
+        on!(self.pending_of_turn(turn_id))
+    }
+
+    /// The parts of a partition that are `pending` or `sending` and older than `created_before`, in the order in which they
+    /// leave: what a crash between commit and publish left behind. `stream` is the inbound one; parts of its earlier
+    /// incarnations are found too.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn pending_of_partition(
+        &self,
+        stream: i64,
+        partition: u16,
+        created_before: Timestamp,
+        after: Option<DeliveryCursor>,
+        limit: u32,
+    ) -> Result<PendingPage, StoreError> {
+        on!(self.pending_of_partition(stream, partition, created_before, after, limit))
+    }
+
+    /// Every part of a turn, in order, whatever became of it.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn deliveries_of_turn(&self, turn_id: Uuid) -> Result<Vec<DeliveryRow>, StoreError> {
+        on!(self.deliveries_of_turn(turn_id))
+    }
+
+    /// Which of the parts are settled, in no order.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn settled_deliveries(&self, ids: &[Uuid]) -> Result<Vec<Settled>, StoreError> {
+        on!(self.settled_deliveries(ids))
+    }
+
+    /// The receipt for a message on the outbound stream that no commit can have written: it has no delivery's id.
+    #[must_use]
+    pub fn disown(&self, message_id: &str) -> Settled {
+        sending::disowned(message_id.to_owned())
+    }
+
+    /// How many parts are in each status; statuses without any are left out. Reads every row.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn delivery_counts(&self) -> Result<Vec<(DeliveryStatus, i64)>, StoreError> {
+        on!(self.delivery_counts())
+    }
+
+    /// Marks a part `sending` before the call to the platform, if the outbound partition is still ours. After
+    /// [`SendStart::Interrupted`] the part is as it was: hold it by settling it as uncertain, or send it again by settling it
+    /// as not sent and beginning anew.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`]; the call must then not be made.
+    pub async fn begin_send(
+        &self,
+        delivery_id: Uuid,
+        ownership: &Ownership,
+        now: Timestamp,
+    ) -> Result<SendStart, StoreError> {
+        on!(self.begin_send(delivery_id, ownership, now))
+    }
+
+    /// Records what the platform said. A confirmation wins over everything, however late; nothing else moves a part that is
+    /// settled. `None` when the part is to be tried again, or does not exist.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`]; calling again with the same result is safe.
+    pub async fn settle_send(
+        &self,
+        delivery_id: Uuid,
+        result: &SendResult,
+        now: Timestamp,
+    ) -> Result<Option<Settled>, StoreError> {
+        on!(self.settle_send(delivery_id, result, now))
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self.0 {
+            Backend::Postgres(_) => "Store(PostgreSQL)",
+            Backend::Sqlite(_) => "Store(SQLite)",
+        })
+    }
+}
+
+/// What may be shown of an address we do not understand: it may hold a password anywhere but in a plain word before the
+/// first colon.
+fn scheme(url: &str) -> String {
+    match url.split_once(':') {
+        Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => scheme.to_owned(),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,289 @@
+//! Conversations, their messages and idempotency keys on PostgreSQL.
+//!
+//! Invariant: whoever counts messages or changes metadata holds the conversation's row.
+
+use std::time::Duration;
+
+use serde_json::json;
+use sqlx::{PgConnection, Postgres as Database, QueryBuilder};
+use uuid::Uuid;
+
+use super::Postgres;
+use crate::message::{ConversationStatus, Platform, Timestamp};
+use crate::store::error::{refused, refused_or_open};
+use crate::store::rows::{self, conversation_columns, message_columns};
+use crate::store::{
+    BATCH_ROWS, Conversation, ConversationFilter, ConversationPatch, IdempotencyClaim, NewConversation, NewMessage,
+    PAGE_ROWS_MAX, StoreError, StoredMessage, merge,
+};
+
+impl Postgres {
+    pub(in crate::store) async fn create_conversation(
+        &self,
+        new: &NewConversation,
+    ) -> Result<Conversation, StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(refused("open a conversation"))?;
+        if !insert_conversation(&mut connection, new).await.map_err(refused("open a conversation"))? {
+            return Err(StoreError::AlreadyOpen);
+        }
+        Ok(merge::opened(new))
+    }
+
+    pub(in crate::store) async fn conversation(&self, id: Uuid) -> Result<Option<Conversation>, StoreError> {
+        const FIND: &str = concat!("SELECT ", conversation_columns!(), " FROM conversations c WHERE c.id = $1");
+        let found = sqlx::query(FIND).bind(id).fetch_optional(&self.pool).await;
+        found.map_err(refused("show a conversation"))?.as_ref().map(rows::conversation).transpose()
+    }
+
+    /// The status is written into the statement, so that the index over conversations with humans serves it.
+    pub(in crate::store) async fn conversations(
+        &self,
+        filter: &ConversationFilter,
+    ) -> Result<Vec<Conversation>, StoreError> {
+        const LIST: &str = concat!("SELECT ", conversation_columns!(), " FROM conversations c WHERE TRUE");
+        let mut query = QueryBuilder::<Database>::new(LIST);
+        if let Some(bots) = &filter.bots {
+            query.push(" AND c.bot = ANY(").push_bind(bots).push(")");
+        }
+        if let Some(device_id) = &filter.device_id {
+            query.push(" AND c.device_id = ").push_bind(device_id);
+        }
+        if let Some(assignee) = &filter.assignee {
+            query.push(" AND c.assignee = ").push_bind(assignee);
+        }
+        if let Some(status) = filter.status {
+            query.push(" AND c.status = '").push(status.as_str()).push("'");
+        }
+        if let Some((updated_at, id)) = filter.after {
+            query.push(" AND (c.updated_at, c.id) < (").push_bind(updated_at.to_offset_date_time());
+            query.push(", ").push_bind(id).push(")");
+        }
+        query.push(" ORDER BY c.updated_at DESC, c.id DESC LIMIT ");
+        query.push_bind(i64::from(filter.limit.clamp(1, PAGE_ROWS_MAX)));
+        let found = query.build().fetch_all(&self.pool).await.map_err(refused("list conversations"))?;
+        found.iter().map(rows::conversation).collect()
+    }
+
+    pub(in crate::store) async fn active_conversation(
+        &self,
+        bot: &str,
+        device_id: &str,
+        platform: Platform,
+        ttl: Duration,
+        now: Timestamp,
+        new_id: Uuid,
+    ) -> Result<Conversation, StoreError> {
+        const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
+        const FIND: &str = concat!(
+            "UPDATE conversations AS c SET updated_at = GREATEST(c.updated_at, $4) WHERE c.id = ( \
+                 SELECT id FROM conversations WHERE device_id = $1 AND bot = $2 AND channel = 'web' \
+                     AND status <> 'closed' AND updated_at >= $3 ORDER BY updated_at DESC, id DESC LIMIT 1 \
+             ) AND c.status <> 'closed' RETURNING ",
+            conversation_columns!()
+        );
+        let refused = refused("find a device's conversation");
+        let mut transaction = self.pool.begin().await.map_err(&refused)?;
+        let lock = sqlx::query(LOCK).bind(json!([bot, device_id]).to_string());
+        lock.execute(&mut *transaction).await.map_err(&refused)?;
+        let found = sqlx::query(FIND)
+            .bind(device_id)
+            .bind(bot)
+            .bind(merge::earlier(now, ttl).to_offset_date_time())
+            .bind(now.to_offset_date_time())
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(&refused)?;
+        let conversation = match found {
+            Some(row) => rows::conversation(&row)?,
+            None => {
+                let new = merge::device_conversation(bot, device_id, platform, now, new_id);
+                if !insert_conversation(&mut transaction, &new).await.map_err(&refused)? {
+                    return Err(StoreError::AlreadyOpen);
+                }
+                merge::opened(&new)
+            }
+        };
+        transaction.commit().await.map_err(&refused)?;
+        Ok(conversation)
+    }
+
+    pub(in crate::store) async fn touch_conversation(&self, id: Uuid, now: Timestamp) -> Result<bool, StoreError> {
+        let touched = sqlx::query("UPDATE conversations SET updated_at = GREATEST(updated_at, $2) WHERE id = $1")
+            .bind(id)
+            .bind(now.to_offset_date_time())
+            .execute(&self.pool)
+            .await
+            .map_err(refused("touch a conversation"))?;
+        Ok(touched.rows_affected() == 1)
+    }
+
+    pub(in crate::store) async fn patch_conversation(
+        &self,
+        id: Uuid,
+        patch: &ConversationPatch,
+        now: Timestamp,
+    ) -> Result<Option<Conversation>, StoreError> {
+        const UPDATE: &str = "UPDATE conversations SET status = $2, assignee = $3, metadata = $4, updated_at = $5 \
+             WHERE id = $1";
+        let refused = refused_or_open("change a conversation");
+        let mut transaction = self.pool.begin().await.map_err(&refused)?;
+        let Some(current) = lock_conversation(&mut transaction, id).await? else {
+            return Ok(None);
+        };
+        let patched = merge::patched(current, patch, now);
+        sqlx::query(UPDATE)
+            .bind(id)
+            .bind(patched.status.as_str())
+            .bind(&patched.assignee)
+            .bind(json!(patched.metadata))
+            .bind(patched.updated_at.to_offset_date_time())
+            .execute(&mut *transaction)
+            .await
+            .map_err(&refused)?;
+        transaction.commit().await.map_err(&refused)?;
+        Ok(Some(patched))
+    }
+
+    pub(in crate::store) async fn messages(
+        &self,
+        conversation_id: Uuid,
+        before_ordinal: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<StoredMessage>, StoreError> {
+        const LIST: &str = concat!(
+            "SELECT ",
+            message_columns!(),
+            " FROM messages WHERE conversation_id = $1 AND ordinal < $2 ORDER BY ordinal DESC LIMIT $3"
+        );
+        let found = sqlx::query(LIST)
+            .bind(conversation_id)
+            .bind(before_ordinal.unwrap_or(i64::MAX))
+            .bind(i64::from(limit.clamp(1, PAGE_ROWS_MAX)))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(refused("list messages"))?;
+        found.iter().rev().map(rows::message).collect()
+    }
+
+    pub(in crate::store) async fn append_messages(
+        &self,
+        conversation_id: Uuid,
+        messages: &[NewMessage],
+        now: Timestamp,
+    ) -> Result<Option<Vec<StoredMessage>>, StoreError> {
+        const UPDATE: &str = "UPDATE conversations SET message_count = $2, snippet = $3, last_message_at = $4, \
+             updated_at = $5 WHERE id = $1";
+        let refused = refused("append messages");
+        let mut transaction = self.pool.begin().await.map_err(&refused)?;
+        let Some(current) = lock_conversation(&mut transaction, conversation_id).await? else {
+            return Ok(None);
+        };
+        let stored = rows::numbered(messages, None, current.message_count);
+        insert_messages(&mut transaction, conversation_id, &stored).await.map_err(&refused)?;
+        let activity = merge::activity(&current, messages, now);
+        sqlx::query(UPDATE)
+            .bind(conversation_id)
+            .bind(activity.message_count)
+            .bind(activity.snippet)
+            .bind(activity.last_message_at.map(Timestamp::to_offset_date_time))
+            .bind(activity.updated_at.to_offset_date_time())
+            .execute(&mut *transaction)
+            .await
+            .map_err(&refused)?;
+        transaction.commit().await.map_err(&refused)?;
+        Ok(Some(stored))
+    }
+
+    pub(in crate::store) async fn claimed_turn(&self, turn_id: Uuid) -> Result<Option<Uuid>, StoreError> {
+        sqlx::query_scalar("SELECT conversation_id FROM idempotency_keys WHERE turn_id = $1")
+            .bind(turn_id)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(refused("find a claimed turn"))
+    }
+
+    pub(in crate::store) async fn claim_idempotency_key(
+        &self,
+        scope: &str,
+        key: &str,
+        fingerprint: &str,
+        turn_id: Uuid,
+        conversation_id: Uuid,
+        now: Timestamp,
+    ) -> Result<IdempotencyClaim, StoreError> {
+        const CLAIM: &str = "INSERT INTO idempotency_keys (scope, key, fingerprint, turn_id, conversation_id, created_at) \
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
+        const FIND: &str = "SELECT turn_id, conversation_id, fingerprint = $3 AS same FROM idempotency_keys \
+             WHERE scope = $1 AND key = $2";
+        let refused = refused("claim an idempotency key");
+        let claimed = sqlx::query(CLAIM)
+            .bind(scope)
+            .bind(key)
+            .bind(fingerprint)
+            .bind(turn_id)
+            .bind(conversation_id)
+            .bind(now.to_offset_date_time())
+            .execute(&self.pool)
+            .await
+            .map_err(&refused)?;
+        if claimed.rows_affected() == 1 {
+            return Ok(IdempotencyClaim::Granted { turn_id, conversation_id });
+        }
+        let find = sqlx::query_as(FIND).bind(scope).bind(key).bind(fingerprint);
+        let (turn_id, conversation_id, same) = find.fetch_one(&self.pool).await.map_err(&refused)?;
+        Ok(if same { IdempotencyClaim::Granted { turn_id, conversation_id } } else { IdempotencyClaim::Conflict })
+    }
+}
+
+/// Writes a new conversation; false when its id or its key is taken.
+pub(super) async fn insert_conversation(
+    connection: &mut PgConnection,
+    new: &NewConversation,
+) -> Result<bool, sqlx::Error> {
+    const INSERT: &str = "INSERT INTO conversations (id, channel, bot, peer, platform, device_id, status, \
+             message_count, metadata, created_at, updated_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, $9, $9) ON CONFLICT DO NOTHING";
+    let written = sqlx::query(INSERT)
+        .bind(new.id)
+        .bind(new.key.channel.as_str())
+        .bind(&*new.key.bot)
+        .bind(new.key.peer.to_string())
+        .bind(new.platform.as_str())
+        .bind(&new.device_id)
+        .bind(ConversationStatus::Bot.as_str())
+        .bind(json!(merge::storable_object(&new.metadata)))
+        .bind(new.created_at.to_offset_date_time())
+        .execute(connection)
+        .await?;
+    Ok(written.rows_affected() == 1)
+}
+
+/// The conversation as it is now, its row ours until the transaction ends.
+pub(super) async fn lock_conversation(
+    connection: &mut PgConnection,
+    id: Uuid,
+) -> Result<Option<Conversation>, StoreError> {
+    const LOCK: &str =
+        concat!("SELECT ", conversation_columns!(), " FROM conversations c WHERE c.id = $1 FOR NO KEY UPDATE");
+    let found = sqlx::query(LOCK).bind(id).fetch_optional(connection).await;
+    found.map_err(refused("lock a conversation"))?.as_ref().map(rows::conversation).transpose()
+}
+
+/// Writes messages whose ordinals are given; the conversation's row must be ours.
+pub(super) async fn insert_messages(
+    connection: &mut PgConnection,
+    conversation_id: Uuid,
+    messages: &[StoredMessage],
+) -> Result<(), sqlx::Error> {
+    const INSERT: &str = "INSERT INTO messages (id, conversation_id, ordinal, turn_id, role, author, content, \
+             attachments, tool, platform_message_id, created_at) \
+         SELECT id, $1, ordinal, turn_id, role, author, content, attachments::jsonb, tool::jsonb, platform_message_id, \
+             TIMESTAMPTZ 'epoch' + created_at * INTERVAL '1 microsecond' \
+         FROM jsonb_to_recordset($2) AS message (id uuid, ordinal bigint, turn_id uuid, role text, author text, \
+             content text, attachments text, tool text, platform_message_id text, created_at bigint)";
+    for batch in messages.chunks(BATCH_ROWS) {
+        let query = sqlx::query(INSERT).bind(conversation_id).bind(rows::message_rows(batch));
+        query.execute(&mut *connection).await?;
+    }
+    Ok(())
+}

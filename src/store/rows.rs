@@ -1,0 +1,286 @@
+//! Rows as values and values as rows, for both databases: they differ in how a value lies in a column, not in which columns
+//! there are.
+//!
+//! Refuses to guess: a stored word, number or document that this version does not know is [`StoreError::Corrupt`], and the
+//! error names the column, never its content.
+
+use std::str::FromStr;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::merge::{storable, storable_json};
+use super::{
+    Committed, Conversation, DeliveryCursor, DeliveryRow, NewMessage, PendingDelivery, PendingPage, Position,
+    StoreError, StoredMessage, Turn, TurnCommit,
+};
+use crate::message::{ConversationKey, OutboundPart, Timestamp};
+
+/// The columns of a conversation, in a table called `c`.
+macro_rules! conversation_columns {
+    () => {
+        "c.id, c.channel, c.bot, c.peer, c.platform, c.device_id, c.status, c.assignee, c.snippet, c.last_message_at, \
+         c.message_count, c.metadata, c.created_at, c.updated_at"
+    };
+}
+
+/// The columns of a message.
+macro_rules! message_columns {
+    () => {
+        "id, ordinal, turn_id, role, author, content, attachments, tool, platform_message_id, created_at"
+    };
+}
+
+/// The columns of a delivery that is still to be sent.
+macro_rules! pending_columns {
+    () => {
+        "id, turn_id, stream, sequence, ordinal, conversation_id, message_id, channel, bot, peer, part, parts, content, \
+         buttons, traceparent, created_at"
+    };
+}
+
+/// The columns of a delivery as people look at it.
+macro_rules! delivery_columns {
+    () => {
+        "id, turn_id, message_id, content, part, parts, status, attempts, error, platform_message_id, created_at, \
+         settled_at"
+    };
+}
+
+pub(super) use {conversation_columns, delivery_columns, message_columns, pending_columns};
+
+/// How one database hands out the values of a row.
+pub(super) trait Columns {
+    fn text_or_null(&self, column: &'static str) -> Result<Option<String>, sqlx::Error>;
+    fn number_or_null(&self, column: &'static str) -> Result<Option<i64>, sqlx::Error>;
+    fn uuid_or_null(&self, column: &'static str) -> Result<Option<Uuid>, sqlx::Error>;
+    fn moment_or_null(&self, column: &'static str) -> Result<Option<Timestamp>, sqlx::Error>;
+    fn json_or_null(&self, column: &'static str) -> Result<Option<Value>, sqlx::Error>;
+}
+
+pub(super) fn text(row: &impl Columns, column: &'static str) -> Result<String, StoreError> {
+    present(column, row.text_or_null(column))
+}
+
+pub(super) fn optional_text(row: &impl Columns, column: &'static str) -> Result<Option<String>, StoreError> {
+    row.text_or_null(column).map_err(|_| unreadable(column))
+}
+
+pub(super) fn word<T: FromStr>(row: &impl Columns, column: &'static str) -> Result<T, StoreError> {
+    text(row, column)?.parse().map_err(|_| unreadable(column))
+}
+
+/// A number of any width; one that does not fit is a row written by somebody else.
+pub(super) fn number<T: TryFrom<i64>>(row: &impl Columns, column: &'static str) -> Result<T, StoreError> {
+    T::try_from(present(column, row.number_or_null(column))?).map_err(|_| unreadable(column))
+}
+
+pub(super) fn optional_number<T: TryFrom<i64>>(
+    row: &impl Columns,
+    column: &'static str,
+) -> Result<Option<T>, StoreError> {
+    let number = row.number_or_null(column).map_err(|_| unreadable(column))?;
+    number.map(|number| T::try_from(number).map_err(|_| unreadable(column))).transpose()
+}
+
+pub(super) fn uuid(row: &impl Columns, column: &'static str) -> Result<Uuid, StoreError> {
+    present(column, row.uuid_or_null(column))
+}
+
+pub(super) fn optional_uuid(row: &impl Columns, column: &'static str) -> Result<Option<Uuid>, StoreError> {
+    row.uuid_or_null(column).map_err(|_| unreadable(column))
+}
+
+pub(super) fn committed(row: &impl Columns, dedupe_id: String) -> Result<Committed, StoreError> {
+    Ok(Committed { dedupe_id, turn_id: uuid(row, "turn_id")?, state: word(row, "state")? })
+}
+
+pub(super) fn conversation(row: &impl Columns) -> Result<Conversation, StoreError> {
+    Ok(Conversation {
+        id: uuid(row, "id")?,
+        key: key(row)?,
+        platform: word(row, "platform")?,
+        device_id: optional_text(row, "device_id")?,
+        status: word(row, "status")?,
+        assignee: optional_text(row, "assignee")?,
+        snippet: optional_text(row, "snippet")?,
+        last_message_at: optional_moment(row, "last_message_at")?,
+        message_count: number(row, "message_count")?,
+        metadata: document(row, "metadata")?.unwrap_or_default(),
+        created_at: moment(row, "created_at")?,
+        updated_at: moment(row, "updated_at")?,
+    })
+}
+
+pub(super) fn message(row: &impl Columns) -> Result<StoredMessage, StoreError> {
+    Ok(StoredMessage {
+        id: uuid(row, "id")?,
+        ordinal: number(row, "ordinal")?,
+        turn_id: optional_uuid(row, "turn_id")?,
+        role: word(row, "role")?,
+        author: word(row, "author")?,
+        content: text(row, "content")?,
+        attachments: document(row, "attachments")?.unwrap_or_default(),
+        tool: document(row, "tool")?,
+        platform_message_id: optional_text(row, "platform_message_id")?,
+        created_at: moment(row, "created_at")?,
+    })
+}
+
+pub(super) fn turn(row: &impl Columns, replies: Vec<StoredMessage>) -> Result<Turn, StoreError> {
+    Ok(Turn {
+        id: uuid(row, "id")?,
+        conversation_id: optional_uuid(row, "conversation_id")?,
+        state: word(row, "state")?,
+        reason: optional_text(row, "reason")?,
+        attempts: number(row, "attempts")?,
+        responder: optional_text(row, "responder")?,
+        position: (number(row, "stream")?, number(row, "sequence")?),
+        traceparent: optional_text(row, "traceparent")?,
+        received_at: moment(row, "received_at")?,
+        committed_at: moment(row, "committed_at")?,
+        replies,
+    })
+}
+
+pub(super) fn pending(row: &impl Columns) -> Result<PendingDelivery, StoreError> {
+    let part = OutboundPart {
+        delivery_id: uuid(row, "id")?,
+        turn_id: uuid(row, "turn_id")?,
+        conversation_id: optional_uuid(row, "conversation_id")?,
+        message_id: uuid(row, "message_id")?,
+        key: key(row)?,
+        part: number(row, "part")?,
+        parts: number(row, "parts")?,
+        content: text(row, "content")?,
+        buttons: document(row, "buttons")?.unwrap_or_default(),
+        created_at: moment(row, "created_at")?,
+    };
+    Ok(PendingDelivery { part, traceparent: optional_text(row, "traceparent")? })
+}
+
+/// A page of at most `limit` deliveries; a full one may have a successor.
+pub(super) fn pending_page<R: Columns>(found: &[R], limit: u32) -> Result<PendingPage, StoreError> {
+    let is_full = u32::try_from(found.len()).is_ok_and(|count| count >= limit);
+    let next = found.last().filter(|_| is_full).map(cursor).transpose()?;
+    Ok(PendingPage { deliveries: found.iter().map(pending).collect::<Result<_, _>>()?, next })
+}
+
+/// A cursor as the columns it compares with; without one, before everything.
+pub(super) fn cursor_values(after: Option<DeliveryCursor>) -> (i64, i64, i64) {
+    after.map_or((i64::MIN, 0, 0), |after| (after.position.stream, sequence(after.position.sequence), after.ordinal))
+}
+
+pub(super) fn delivery(row: &impl Columns) -> Result<DeliveryRow, StoreError> {
+    Ok(DeliveryRow {
+        id: uuid(row, "id")?,
+        turn_id: uuid(row, "turn_id")?,
+        message_id: uuid(row, "message_id")?,
+        content: text(row, "content")?,
+        part: number(row, "part")?,
+        parts: number(row, "parts")?,
+        status: word(row, "status")?,
+        attempts: number(row, "attempts")?,
+        error: optional_text(row, "error")?,
+        platform_message_id: optional_text(row, "platform_message_id")?,
+        created_at: moment(row, "created_at")?,
+        settled_at: optional_moment(row, "settled_at")?,
+    })
+}
+
+/// The messages with their ordinals, as they will be read back.
+pub(super) fn numbered(messages: &[NewMessage], turn_id: Option<Uuid>, message_count: i64) -> Vec<StoredMessage> {
+    let stored = |(message, ordinal): (&NewMessage, i64)| StoredMessage {
+        id: message.id,
+        ordinal,
+        turn_id,
+        role: message.role,
+        author: message.author,
+        content: storable(&message.content).into_owned(),
+        attachments: message.attachments.clone(),
+        tool: message.tool.as_ref().map(storable_json),
+        platform_message_id: message.platform_message_id.clone(),
+        created_at: message.created_at,
+    };
+    messages.iter().zip(message_count + 1..).map(stored).collect()
+}
+
+/// Messages as one JSON parameter, so that a statement writes many rows whatever their number. Documents inside are texts:
+/// their columns decide how they are stored.
+pub(super) fn message_rows(messages: &[StoredMessage]) -> Value {
+    let row = |message: &StoredMessage| {
+        let attachments = (!message.attachments.is_empty()).then(|| storable_json(&json!(message.attachments)));
+        json!({
+            "id": message.id,
+            "ordinal": message.ordinal,
+            "turn_id": message.turn_id,
+            "role": message.role.as_str(),
+            "author": message.author.as_str(),
+            "content": message.content,
+            "attachments": attachments.map(|document| document.to_string()),
+            "tool": message.tool.as_ref().map(ToString::to_string),
+            "platform_message_id": message.platform_message_id.as_deref().map(storable),
+            "created_at": message.created_at.as_micros(),
+        })
+    };
+    messages.iter().map(row).collect()
+}
+
+/// The parts of a turn for a JSON parameter, see [`message_rows`].
+pub(super) fn delivery_rows(turn: &TurnCommit) -> Vec<Value> {
+    let row = |(ordinal, part): (usize, &OutboundPart)| {
+        let buttons = (!part.buttons.is_empty()).then(|| storable_json(&json!(part.buttons)));
+        json!({
+            "id": part.delivery_id,
+            "ordinal": ordinal,
+            "conversation_id": part.conversation_id,
+            "message_id": part.message_id,
+            "channel": part.key.channel.as_str(),
+            "bot": part.key.bot,
+            "peer": part.key.peer.to_string(),
+            "part": part.part,
+            "parts": part.parts,
+            "content": storable(&part.content),
+            "buttons": buttons.map(|document| document.to_string()),
+            "created_at": part.created_at.as_micros(),
+        })
+    };
+    turn.deliveries.iter().enumerate().map(row).collect()
+}
+
+/// A stream sequence as the databases hold it; JetStream counts up from 1 and never comes near the limit.
+pub(super) fn sequence(sequence: u64) -> i64 {
+    i64::try_from(sequence).unwrap_or(i64::MAX)
+}
+
+fn cursor(row: &impl Columns) -> Result<DeliveryCursor, StoreError> {
+    let position = Position { stream: number(row, "stream")?, sequence: number(row, "sequence")? };
+    Ok(DeliveryCursor { position, ordinal: number(row, "ordinal")? })
+}
+
+fn key(row: &impl Columns) -> Result<ConversationKey, StoreError> {
+    Ok(ConversationKey { channel: word(row, "channel")?, bot: text(row, "bot")?.into(), peer: word(row, "peer")? })
+}
+
+fn moment(row: &impl Columns, column: &'static str) -> Result<Timestamp, StoreError> {
+    present(column, row.moment_or_null(column))
+}
+
+fn optional_moment(row: &impl Columns, column: &'static str) -> Result<Option<Timestamp>, StoreError> {
+    row.moment_or_null(column).map_err(|_| unreadable(column))
+}
+
+fn document<T: DeserializeOwned>(row: &impl Columns, column: &'static str) -> Result<Option<T>, StoreError> {
+    let document = row.json_or_null(column).map_err(|_| unreadable(column))?;
+    document.map(|document| serde_json::from_value(document).map_err(|_| unreadable(column))).transpose()
+}
+
+fn present<T>(column: &'static str, value: Result<Option<T>, sqlx::Error>) -> Result<T, StoreError> {
+    value.ok().flatten().ok_or_else(|| unreadable(column))
+}
+
+/// The decoder's own words are left out, because they can quote the stored text.
+fn unreadable(column: &'static str) -> StoreError {
+    StoreError::Corrupt { what: column, detail: "it is not of the form this version writes".to_owned() }
+}

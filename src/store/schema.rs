@@ -1,0 +1,28 @@
+//! The migrations, embedded: forward only, the same versions and names for both databases.
+//!
+//! Refuses to run them; that is the databases' own affair, because each locks in its own way.
+
+use sqlx::SqlSafeStr;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+
+/// Version, name and text of every migration of one database.
+macro_rules! migrations {
+    ($folder:literal) => {
+        &[(1, "initial", include_str!(concat!("../../migrations/", $folder, "/0001_initial.sql")))]
+    };
+}
+
+pub(super) const POSTGRES: &[(i64, &str, &str)] = migrations!("postgres");
+pub(super) const SQLITE: &[(i64, &str, &str)] = migrations!("sqlite");
+
+pub(super) fn migrator(migrations: &[(i64, &'static str, &'static str)]) -> Migrator {
+    let migration = |&(version, name, sql): &(i64, &'static str, &'static str)| {
+        Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(migrations.iter().map(migration).collect())
+}
+
+/// Whether `applied` (the versions that ran to the end) holds every migration.
+pub(super) fn is_complete(migrations: &[(i64, &'static str, &'static str)], applied: &[i64]) -> bool {
+    migrations.iter().all(|(version, ..)| applied.contains(version))
+}
