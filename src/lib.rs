@@ -13,3 +13,5 @@ pub mod telemetry;
 pub mod http;
 
 pub mod store;
+
+pub mod channel;

@@ -1,0 +1,207 @@
+//! The closed set of channels: what comes in becomes an [`Envelope`], what goes out becomes a [`Call`], and the platform's
+//! answer becomes an [`Answer`]. Each platform is one file below, both directions in it.
+//!
+//! Refuses to do I/O or read a clock: bytes, time and ids are arguments. Invariants: only a channel makes a [`Verified`],
+//! and only after it checked the request; an authentic body is never refused for what it means, only for not being JSON.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::config::{Bot, BotChannel, Secret};
+use crate::message::{Channel, ConversationKey, Envelope, Event, OutboundPart, Peer, Platform, Sender, Timestamp};
+
+mod json;
+pub mod messenger;
+mod split;
+pub mod telegram;
+pub mod web;
+
+/// An authentic inbound event: what may be published. The field is private, so only the channels can make one.
+#[derive(Debug)]
+pub struct Verified(Envelope);
+
+impl Verified {
+    #[must_use]
+    pub const fn envelope(&self) -> &Envelope {
+        &self.0
+    }
+
+    #[must_use]
+    pub fn into_envelope(self) -> Envelope {
+        self.0
+    }
+}
+
+/// Why a webhook request was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// HTTP 401: the secret or signature is missing or wrong, or the bot has none configured.
+    #[error("the request does not prove that the platform sent it")]
+    Unauthorized,
+    /// HTTP 400: authentic, but no event of this platform. The detail never quotes the body.
+    #[error("the body is not an event of this platform: {detail}")]
+    Malformed { detail: String },
+}
+
+/// What an accepted event is marked with: when it came, and where its turn's id comes from (one id per event).
+pub struct Stamp<'a> {
+    pub now: Timestamp,
+    pub new_id: &'a mut dyn FnMut() -> Uuid,
+}
+
+impl fmt::Debug for Stamp<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Stamp").field("now", &self.now).finish_non_exhaustive()
+    }
+}
+
+/// One HTTP POST with a JSON body. Neither the address, which can hold a token, nor the body shows in `Debug`.
+#[derive(Clone, PartialEq)]
+pub struct Call {
+    pub url: Secret,
+    /// For the header `Authorization: Bearer`.
+    pub bearer: Option<Secret>,
+    pub body: serde_json::Value,
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Call").finish_non_exhaustive()
+    }
+}
+
+/// What a platform's answer to a [`Call`] means for the delivery (G10). Errors are the platform's own words, at most
+/// [`ERROR_CHARS_MAX`] characters of them, with no secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The platform has it.
+    Sent { platform_message_id: Option<String> },
+    /// It was not delivered, and nothing will be for `delay`, at most [`RETRY_AFTER_MAX`].
+    RetryAfter { delay: Duration, error: String },
+    /// It was not delivered; trying again can help.
+    NotSent { error: String },
+    /// Refused for good. `unreachable`: this peer can get nothing from the bot until it writes again.
+    Failed { error: String, unreachable: bool },
+    /// It may or may not have been delivered.
+    Uncertain { error: String },
+}
+
+/// The longest error text kept of a platform's answer, in characters: one line in a log or a table.
+pub const ERROR_CHARS_MAX: usize = 200;
+
+/// The longest pause a platform can ask for: a day, after which every earlier reason to wait is worth checking again.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The parts in which `content` leaves on `channel`, each within the channel's limit; none when there is nothing to see.
+/// Web takes any length in one part.
+#[must_use]
+pub fn parts(channel: Channel, content: &str) -> Vec<String> {
+    match channel {
+        Channel::Telegram => split::split(content, telegram::TEXT_UNITS_MAX),
+        Channel::Messenger => split::split(content, messenger::TEXT_UNITS_MAX),
+        Channel::Web if content.trim().is_empty() => Vec::new(),
+        Channel::Web => vec![content.to_owned()],
+    }
+}
+
+/// The call that sends `part`; `None` when there is nothing to call: web replies go over core NATS, and nobody is behind
+/// [`Peer::Bot`].
+#[must_use]
+pub fn call(bot: &Bot, part: &OutboundPart) -> Option<Call> {
+    match &bot.channel {
+        BotChannel::Telegram(telegram) => telegram::call(telegram, part),
+        BotChannel::Messenger(messenger) => messenger::call(messenger, part),
+        BotChannel::Web(_) => None,
+    }
+}
+
+/// What the platform's answer to a [`Call`] means. `retry_after` is the answer's `Retry-After` header.
+#[must_use]
+pub fn classify(channel: Channel, status: u16, retry_after: Option<Duration>, body: &[u8]) -> Answer {
+    match channel {
+        Channel::Telegram => telegram::classify(status, retry_after, body),
+        Channel::Messenger => messenger::classify(status, retry_after, body),
+        Channel::Web => unreadable(status, retry_after),
+    }
+}
+
+/// The meaning of an answer that is not the platform's own JSON: a proxy spoke, or the body was cut. A refusal (4xx) was
+/// passed nowhere; of a success, a timeout or a gateway's error nobody can tell what the platform behind it did.
+fn unreadable(status: u16, retry_after: Option<Duration>) -> Answer {
+    let error = format!("HTTP status {status} without a readable body");
+    match status {
+        429 => retry(retry_after.unwrap_or(Duration::from_secs(1)), error),
+        300..=407 | 409..=499 => Answer::Failed { error, unreachable: false },
+        _ => Answer::Uncertain { error },
+    }
+}
+
+fn retry(delay: Duration, error: String) -> Answer {
+    Answer::RetryAfter { delay: delay.min(RETRY_AFTER_MAX), error }
+}
+
+/// A platform's error text on one line, cut to [`ERROR_CHARS_MAX`].
+fn error_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(ERROR_CHARS_MAX).collect()
+}
+
+/// What a channel made of one event.
+struct Reading {
+    peer: Peer,
+    sender: Option<Sender>,
+    event: Event,
+}
+
+impl Reading {
+    fn ignored(peer: Peer, kind: &str, reason: &str) -> Self {
+        Self { peer, sender: None, event: ignored(kind, reason) }
+    }
+}
+
+/// The longest kind kept of an event we do not know, in characters.
+const KIND_CHARS_MAX: usize = 64;
+
+fn ignored(kind: &str, reason: &str) -> Event {
+    let kind = kind.chars().filter(|c| !c.is_control()).take(KIND_CHARS_MAX).collect();
+    Event::Ignored { kind, reason: reason.to_owned() }
+}
+
+fn verified(
+    bot: &Bot,
+    platform: Platform,
+    dedupe_id: String,
+    reading: Reading,
+    raw: &RawValue,
+    stamp: &mut Stamp<'_>,
+) -> Verified {
+    Verified(Envelope {
+        turn_id: (stamp.new_id)(),
+        key: ConversationKey { channel: bot.channel(), bot: bot.name.as_str().into(), peer: reading.peer },
+        platform,
+        dedupe_id,
+        received_at: stamp.now,
+        sender: reading.sender,
+        device_id: None,
+        metadata: None,
+        event: reading.event,
+        raw: Some(raw.to_owned()),
+    })
+}
+
+/// The longest piece of a dedupe id that is used as it is, in bytes; three of them stay far below a header's limits.
+const DEDUPE_PIECE_BYTES_MAX: usize = 128;
+
+/// `text` as a piece of a dedupe id, which travels in a NATS header: itself when it is short printable ASCII without
+/// spaces, else its hash.
+fn dedupe_piece(text: &str) -> String {
+    let plain = text.len() <= DEDUPE_PIECE_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if plain { text.to_owned() } else { dedupe_hash(text.as_bytes()) }
+}
+
+fn dedupe_hash(bytes: &[u8]) -> String {
+    format!("sha256-{}", hex::encode(Sha256::digest(bytes)))
+}
