@@ -15,3 +15,7 @@ pub mod http;
 pub mod store;
 
 pub mod channel;
+
+pub mod stream;
+
+pub mod cluster;

@@ -1,0 +1,182 @@
+//! Publishing to the streams. A [`Published`] is the only proof that a message is durable, and the webhooks answer from it.
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::message::PublishMessage;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use uuid::Uuid;
+
+use super::{Connection, Lane, SCHEMA_HEADER, StreamMessage, TRACEPARENT_HEADER};
+use crate::channel::Verified;
+use crate::message::{ConversationKey, SCHEMA_VERSION};
+use crate::store::PendingDelivery;
+
+/// Why the stream did not take a message. None of them says that it was not stored: the caller publishes again under the
+/// same id.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    #[error("the message is larger than the stream takes")]
+    TooLarge,
+    #[error("the stream did not acknowledge the message")]
+    NotAcknowledged(#[source] async_nats::Error),
+    #[error("the message cannot be written as JSON")]
+    Encode(#[source] serde_json::Error),
+}
+
+/// Proof that JetStream holds the message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    turn_id: Uuid,
+    sequence: u64,
+    duplicate: bool,
+}
+
+impl Published {
+    #[must_use]
+    pub const fn turn_id(&self) -> Uuid {
+        self.turn_id
+    }
+
+    /// Its place on the stream; the earlier one's when it is a duplicate.
+    #[must_use]
+    pub const fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// The stream already held a message with this id within its duplicate window.
+    #[must_use]
+    pub const fn duplicate(&self) -> bool {
+        self.duplicate
+    }
+}
+
+/// A message that shall not be tried any more, with what a person needs to decide about it.
+#[derive(Debug)]
+pub struct DeadLetter<'a> {
+    pub message: &'a StreamMessage,
+    /// The lane's subject tokens, as they came.
+    pub partition: u16,
+    /// A word for grouping: `responder`, `undecodable`, ...
+    pub reason: &'a str,
+    pub error: &'a str,
+    pub attempts: u32,
+}
+
+/// Publishes to the deployment's streams; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Publisher {
+    connection: Connection,
+    partitions: u16,
+}
+
+impl Publisher {
+    #[must_use]
+    pub const fn new(connection: Connection, partitions: u16) -> Self {
+        Self { connection, partitions }
+    }
+
+    /// Makes an inbound event durable.
+    ///
+    /// # Errors
+    /// When JetStream did not confirm it.
+    pub async fn inbound(&self, verified: &Verified, traceparent: Option<&str>) -> Result<Published, PublishError> {
+        let envelope = verified.envelope();
+        let payload = serde_json::to_vec(envelope).map_err(PublishError::Encode)?;
+        let subject = self.subject(Lane::Inbound, &envelope.key);
+        let headers = headers(&envelope.dedupe_id, traceparent);
+        let (sequence, duplicate) = self.publish(subject, headers, payload.into()).await?;
+        Ok(Published { turn_id: envelope.turn_id, sequence, duplicate })
+    }
+
+    /// Puts committed deliveries on the outbound stream, in their order. Publishing one twice is harmless: the stream
+    /// dedupes by the delivery's id, and the sender looks at its row.
+    ///
+    /// # Errors
+    /// When JetStream did not confirm each of them; some may lie on the stream.
+    pub async fn outbound(&self, deliveries: &[PendingDelivery]) -> Result<(), PublishError> {
+        let mut acknowledgements = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            let part = delivery.part();
+            let payload = serde_json::to_vec(part).map_err(PublishError::Encode)?;
+            let subject = self.subject(Lane::Outbound, &part.key);
+            let headers = headers(&part.delivery_id.to_string(), delivery.traceparent());
+            acknowledgements.push(self.send(subject, headers, payload.into()).await?);
+        }
+        for acknowledged in join_all(acknowledgements.into_iter().map(IntoFuture::into_future)).await {
+            acknowledged.map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    /// Puts a message on the dead-letter stream, its body as it came.
+    ///
+    /// # Errors
+    /// When JetStream did not confirm it.
+    pub async fn dead(&self, letter: &DeadLetter<'_>) -> Result<(), PublishError> {
+        let names = &self.connection.names;
+        let subject = format!(
+            "{}{}",
+            names.partition_filter(Lane::Dead, letter.partition).trim_end_matches('>'),
+            letter.message.lane
+        );
+        let mut headers = headers(&letter.message.message_id, letter.message.traceparent.as_deref());
+        headers.insert("Turnwise-Reason", one_line(letter.reason).as_str());
+        headers.insert("Turnwise-Error", one_line(letter.error).as_str());
+        headers.insert("Turnwise-Attempts", letter.attempts.to_string().as_str());
+        headers.insert("Turnwise-Sequence", letter.message.sequence.to_string().as_str());
+        self.publish(subject, headers, letter.message.payload.clone()).await.map(|_| ())
+    }
+
+    /// Tells whoever waits for a turn, over core NATS, that its outcome can be read. Nobody has to hear it.
+    pub async fn turn_notice(&self, turn_id: Uuid) {
+        let subject = self.connection.names.turn_notice(turn_id);
+        if let Err(error) = self.connection.client.publish(subject, Bytes::new()).await {
+            tracing::debug!(error = %error, "turn notice not sent");
+        }
+    }
+
+    fn subject(&self, lane: Lane, key: &ConversationKey) -> String {
+        self.connection.names.subject(lane, key.partition(self.partitions), key)
+    }
+
+    async fn publish(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<(u64, bool), PublishError> {
+        let acknowledgement = self.send(subject, headers, payload).await?.await.map_err(refused)?;
+        Ok((acknowledgement.sequence, acknowledgement.duplicate))
+    }
+
+    async fn send(
+        &self,
+        subject: String,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Result<async_nats::jetstream::context::PublishAckFuture, PublishError> {
+        let message = PublishMessage::build().headers(headers).payload(payload);
+        self.connection.jetstream.send_publish(subject, message).await.map_err(refused)
+    }
+}
+
+fn refused(error: async_nats::jetstream::context::PublishError) -> PublishError {
+    match error.kind() {
+        PublishErrorKind::MaxPayloadExceeded => PublishError::TooLarge,
+        _ => PublishError::NotAcknowledged(error.into()),
+    }
+}
+
+fn headers(message_id: &str, traceparent: Option<&str>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id);
+    headers.insert(SCHEMA_HEADER, SCHEMA_VERSION.to_string().as_str());
+    if let Some(traceparent) = traceparent {
+        headers.insert(TRACEPARENT_HEADER, traceparent);
+    }
+    headers
+}
+
+/// The longest text put into a header: an error's first line is enough, the ledger has the rest.
+const MAX_HEADER_CHARS: usize = 500;
+
+/// Header values end at a line break, so an error of several lines becomes one.
+fn one_line(text: &str) -> String {
+    text.chars().map(|char| if char.is_control() { ' ' } else { char }).take(MAX_HEADER_CHARS).collect()
+}
