@@ -19,3 +19,5 @@ pub mod channel;
 pub mod stream;
 
 pub mod cluster;
+
+pub mod responder;
