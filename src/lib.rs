@@ -21,3 +21,7 @@ pub mod stream;
 pub mod cluster;
 
 pub mod responder;
+
+pub mod scheduler;
+
+pub mod turn;

@@ -1,0 +1,141 @@
+//! Feeds one partition's messages into the loop and re-creates the consumer whenever something may have been missed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use backoff::ExponentialBackoffBuilder;
+use backoff::backoff::Backoff as _;
+use tokio::sync::mpsc;
+
+use super::{Event, Partition, SchedulerError, Work};
+use crate::store::{Ownership, Store};
+use crate::stream::{Delivery, Source, SourceError, StreamHandle};
+use crate::telemetry::chain;
+
+pub(super) struct Feeder<W: Work> {
+    pub(super) work: Arc<W>,
+    pub(super) handle: StreamHandle,
+    pub(super) store: Store,
+    pub(super) partitions: Arc<Vec<Partition>>,
+    pub(super) index: usize,
+    pub(super) events: mpsc::Sender<Event<W::Receipt>>,
+}
+
+impl<W: Work> Feeder<W> {
+    /// Feeds until the partition is lost for good; dropping it stops it at any point.
+    pub(super) async fn run(self) {
+        let mut generation = 0;
+        // Messages up to here may have been finished by an earlier owner, or by us before the consumer was re-created.
+        let mut recovering_until = 0;
+        loop {
+            let mut source = match self.open(generation, &mut recovering_until).await {
+                Ok(source) => source,
+                Err(broken) => return self.report(broken).await,
+            };
+            let lost = loop {
+                match source.next().await {
+                    Ok(deliveries) => self.feed(deliveries, recovering_until).await,
+                    Err(lost) => break lost,
+                }
+            };
+            tracing::info!(
+                work = W::NAME, partition = self.ownership().partition, reason = %lost,
+                "messages may have been missed; the consumer is made again"
+            );
+            crate::telemetry::metric::redelivery(lost.as_str());
+            if !self.still_owner().await {
+                let partition = self.ownership().partition;
+                return self.report(SchedulerError::Fenced { stream: self.handle.name.clone(), partition }).await;
+            }
+            generation += 1;
+        }
+    }
+
+    fn ownership(&self) -> Ownership {
+        self.partitions[self.index].ownership
+    }
+
+    async fn open(&self, generation: u32, recovering_until: &mut u64) -> Result<Source, SchedulerError> {
+        let mut pause = patience();
+        loop {
+            let after = self.partitions[self.index].watermark.load(Ordering::Acquire);
+            let opened = async {
+                *recovering_until = self.handle.info().await.map_err(SourceError::Create)?.state.last_sequence;
+                Source::open(&self.handle, self.ownership(), generation, after).await
+            };
+            match opened.await {
+                Ok(source) => return Ok(source),
+                Err(error @ SourceError::OtherIncarnation(_)) => {
+                    return Err(SchedulerError::StreamReplaced(error.to_string()));
+                }
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "no consumer yet, will be tried again");
+                    tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE)).await;
+                }
+            }
+        }
+    }
+
+    async fn feed(&self, deliveries: Vec<Delivery>, recovering_until: u64) {
+        let partition = self.ownership().partition;
+        let old: Vec<_> = deliveries
+            .iter()
+            .map(Delivery::message)
+            .filter(|message| message.sequence <= recovering_until)
+            .map(Arc::clone)
+            .collect();
+        let mut receipts = if old.is_empty() { Vec::new() } else { self.settled(&old).await };
+        let batch = deliveries
+            .into_iter()
+            .map(|delivery| {
+                use crate::store::Receipt as _;
+                let found = receipts.iter().position(|receipt| receipt.covers(&delivery.message().message_id));
+                (delivery, found.map(|index| receipts.swap_remove(index)))
+            })
+            .collect();
+        // The loop is gone only when the process is stopping.
+        let _ = self.events.send(Event::Delivered { partition, batch }).await;
+    }
+
+    async fn settled(&self, messages: &[Arc<crate::stream::StreamMessage>]) -> Vec<W::Receipt> {
+        let mut pause = patience();
+        loop {
+            match self.work.settled(messages).await {
+                Ok(receipts) => return receipts,
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "the ledger cannot be read, will be tried again");
+                    tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE)).await;
+                }
+            }
+        }
+    }
+
+    async fn still_owner(&self) -> bool {
+        let mut pause = patience();
+        loop {
+            match self.store.owns(&self.ownership()).await {
+                Ok(owns) => return owns,
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "the ownership cannot be checked, will be tried again");
+                    tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE)).await;
+                }
+            }
+        }
+    }
+
+    async fn report(&self, error: SchedulerError) {
+        let _ = self.events.send(Event::Broken(error)).await;
+    }
+}
+
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+
+/// Waiting for a server to come back: quick at first, at most every two seconds, for ever.
+fn patience() -> backoff::ExponentialBackoff {
+    ExponentialBackoffBuilder::new()
+        .with_initial_interval(Duration::from_millis(50))
+        .with_max_interval(MAX_PAUSE)
+        .with_max_elapsed_time(None)
+        .build()
+}

@@ -1,0 +1,475 @@
+//! One turn: load, decide, commit, publish.
+//!
+//! Refuses to retry (the scheduler does, in the lane) and to send (the egress does, from the outbound stream). Invariants:
+//! no transaction and no lock is held across a model call; nothing of a failed turn is in the history; what was committed
+//! is on the outbound stream before the lane goes on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backoff::backoff::Backoff as _;
+use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use self::compose::{compose, frame, new_conversation, parts, unsaved};
+use self::trace::process_span;
+use crate::config::Bot;
+use crate::message::{
+    Channel, ConversationKey, ConversationStatus, Envelope, Event, InboundMessage, Peer, ReplyMessage, SCHEMA_VERSION,
+    TerminalState,
+};
+use crate::responder::history::{self, Budget, HistoryCache};
+use crate::responder::{
+    ConversationView, NewUserMessage, Reply, Responder, Responders, TurnContext, TurnError, TurnRequest,
+};
+use crate::scheduler::{Failure, Task, Verdict, Work};
+use crate::store::{
+    CommitOutcome, Committed, Conversation, NewConversation, PendingDelivery, Store, StoreError, StoredMessage,
+    TurnCommit,
+};
+use crate::stream::{DeadLetter, Publisher, StreamMessage};
+use crate::telemetry::{chain, metric};
+
+mod compose;
+pub mod outbox;
+mod trace;
+
+/// How a bot's turns are run.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub bot: Bot,
+    pub budget: Budget,
+}
+
+/// Runs the turns of a deployment's bots.
+pub struct Turns {
+    pub store: Store,
+    pub publisher: Publisher,
+    pub bots: BTreeMap<String, Settings>,
+    pub responders: Responders,
+    pub cache: HistoryCache,
+    /// Messages read of a history: as many as the bot with the widest budget may send.
+    pub history_messages: u32,
+    /// One attempt may take this long.
+    pub turn_timeout: Duration,
+}
+
+impl std::fmt::Debug for Turns {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Turns").field("bots", &self.bots.keys()).finish_non_exhaustive()
+    }
+}
+
+/// A step's value, or how the attempt ends here.
+type Step<T> = Result<T, Box<Verdict<Committed>>>;
+
+#[async_trait::async_trait]
+impl Work for Turns {
+    type Receipt = Committed;
+
+    const NAME: &'static str = "turn";
+
+    async fn settled(&self, messages: &[Arc<StreamMessage>]) -> Result<Vec<Committed>, StoreError> {
+        let ids: Vec<String> = messages.iter().map(|message| message.message_id.clone()).collect();
+        let settled = self.store.settled(&ids).await?;
+        for committed in settled.iter().filter(|committed| committed.state() == TerminalState::DeadLettered) {
+            if let Some(message) = messages.iter().find(|message| message.message_id == committed.dedupe_id()) {
+                self.bury_again(message, committed).await?;
+            }
+        }
+        Ok(settled)
+    }
+
+    fn observe(&self, running: usize, lanes: usize) {
+        metric::scheduler_size(running, lanes);
+    }
+
+    async fn run(&self, task: &Task) -> Verdict<Committed> {
+        let span = process_span(task);
+        let started = std::time::Instant::now();
+        let mut responder_time = Duration::ZERO;
+        let verdict = async {
+            match self.attempt(task, &mut responder_time).await {
+                Ok(committed) => Verdict::Done(committed),
+                Err(verdict) => *verdict,
+            }
+        }
+        .instrument(span)
+        .await;
+        if let Verdict::Done(committed) = &verdict {
+            metric::turn_finished(
+                &bot_of(&task.message),
+                committed.state().as_str(),
+                started.elapsed(),
+                responder_time,
+            );
+        }
+        verdict
+    }
+
+    async fn give_up(&self, task: &Task, failure: &Failure) -> Verdict<Committed> {
+        let span = process_span(task);
+        async {
+            match self.bury(task, failure).await {
+                Ok(committed) => Verdict::Done(committed),
+                Err(verdict) => *verdict,
+            }
+        }
+        .instrument(span)
+        .await
+    }
+}
+
+impl Turns {
+    async fn attempt(&self, task: &Task, responder_time: &mut Duration) -> Step<Committed> {
+        let envelope = decode(&task.message)?;
+        let message = match &envelope.event {
+            Event::Ignored { kind, reason } => return self.ignore(task, &envelope, format!("{kind}: {reason}")).await,
+            Event::Message(message) => message,
+        };
+        let span = tracing::Span::current();
+        span.record("turnwise.turn.id", tracing::field::display(envelope.turn_id));
+        let settings = self.settings(&envelope.key.bot)?;
+        let loaded = match self.load(task, &envelope).await? {
+            Loaded::Open(loaded) => *loaded,
+            Loaded::Settled(committed) => return self.finish_settled(task, committed).await,
+        };
+        span.record("gen_ai.conversation.id", tracing::field::display(loaded.conversation.id));
+        let decided = match loaded.conversation.status {
+            ConversationStatus::Bot => self.decide(task, &envelope, message, settings, &loaded, responder_time).await?,
+            // Stored for the person who has taken over; the bot is silent.
+            ConversationStatus::Human | ConversationStatus::Closed => Decided::silent(),
+        };
+        let commit = compose(task, &envelope, message, settings, &loaded, decided, *responder_time);
+        self.commit(task, commit, Some(&loaded)).await
+    }
+
+    fn settings(&self, bot: &str) -> Step<&Settings> {
+        self.bots.get(bot).ok_or_else(|| hopeless("no_such_bot", format!("no bot \"{bot}\" is configured")))
+    }
+
+    async fn load(&self, task: &Task, envelope: &Envelope) -> Step<Loaded> {
+        let row = self.store.load_turn(&envelope.key, &task.message.message_id).await.map_err(|error| away(&error))?;
+        if let Some(committed) = row.already {
+            return Ok(Loaded::Settled(committed));
+        }
+        if let Some(conversation) = row.conversation {
+            return Ok(Loaded::Open(Box::new(Open { conversation, new: None })));
+        }
+        if let Peer::Conversation(id) = envelope.key.peer {
+            return Err(hopeless("no_such_conversation", format!("the conversation {id} does not exist")));
+        }
+        let new = new_conversation(envelope);
+        Ok(Loaded::Open(Box::new(Open { conversation: unsaved(&new), new: Some(new) })))
+    }
+
+    async fn decide(
+        &self,
+        task: &Task,
+        envelope: &Envelope,
+        message: &InboundMessage,
+        settings: &Settings,
+        loaded: &Open,
+        responder_time: &mut Duration,
+    ) -> Step<Decided> {
+        let name = &settings.bot.responder;
+        let responder = self
+            .responders
+            .get(name)
+            .ok_or_else(|| hopeless("no_such_responder", format!("no responder \"{name}\"")))?;
+        let history = self.history(&loaded.conversation).await.map_err(|error| away(&error))?;
+        let request = TurnRequest {
+            conversation: ConversationView {
+                id: loaded.conversation.id,
+                key: envelope.key.clone(),
+                platform: envelope.platform,
+                metadata: loaded.conversation.metadata.clone(),
+            },
+            messages: vec![NewUserMessage { message: message.clone(), sender: envelope.sender.clone() }],
+            history: history::prune(&history, settings.budget).into(),
+        };
+        let context = TurnContext {
+            turn_id: envelope.turn_id,
+            attempt: task.attempt,
+            deadline: tokio::time::Instant::now() + self.turn_timeout,
+            cancellation: task.cancellation.clone(),
+        };
+        let span =
+            tracing::info_span!("invoke_agent", otel.name = format!("invoke_agent {name}"), otel.kind = "internal");
+        let started = std::time::Instant::now();
+        let reply = ask(responder.as_ref(), &context, &request).instrument(span).await;
+        *responder_time = started.elapsed();
+        reply.map(|reply| Decided { reply, responder: Some(name.clone()), silent: false }).map_err(Box::new)
+    }
+
+    /// The stored messages of a conversation, from the cache when it is up to date, else from the database.
+    async fn history(&self, conversation: &Conversation) -> Result<Arc<[StoredMessage]>, StoreError> {
+        if conversation.message_count == 0 {
+            return Ok(Arc::from([]));
+        }
+        if let Some(history) = self.cache.get(conversation.id, conversation.message_count).await {
+            return Ok(history);
+        }
+        let history: Arc<[StoredMessage]> =
+            self.store.recent_messages(conversation.id, self.history_messages).await?.into();
+        // As many as there were when the last one was written: not the count read with the conversation before.
+        let count = history.last().map_or(0, |message| message.ordinal);
+        self.cache.put(conversation.id, count, &history).await;
+        Ok(history)
+    }
+
+    async fn ignore(&self, task: &Task, envelope: &Envelope, reason: String) -> Step<Committed> {
+        let commit = TurnCommit {
+            state: TerminalState::Ignored,
+            reason: Some(reason),
+            ..frame(task, envelope.key.clone(), envelope.turn_id, envelope.received_at)
+        };
+        self.commit(task, commit, None).await
+    }
+
+    /// Commits until the database has answered: the outcome of an interrupted transaction is unknown, and asking again is
+    /// safe because the ledger holds each message once.
+    async fn commit(&self, task: &Task, commit: TurnCommit, loaded: Option<&Open>) -> Step<Committed> {
+        let span = tracing::info_span!(
+            "COMMIT turn",
+            otel.kind = "client",
+            db.system.name = self.store.system(),
+            turnwise.commit.outcome = tracing::field::Empty
+        );
+        let mut pause = patience();
+        let outcome = loop {
+            let started = std::time::Instant::now();
+            let outcome = self.store.commit(&commit).instrument(span.clone()).await;
+            metric::commit(started.elapsed(), matches!(outcome, Ok(CommitOutcome::Fenced)));
+            match outcome {
+                Ok(outcome) => break outcome,
+                Err(error) if error.is_transient() => {
+                    tracing::warn!(error = %chain(&error), "the commit has no answer, asking again");
+                    let sleep = tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE));
+                    if task.cancellation.run_until_cancelled(sleep).await.is_none() {
+                        return Err(Box::new(Verdict::Stopped));
+                    }
+                }
+                Err(error) => return Err(failed("store", chain(&error), None)),
+            }
+        };
+        span.record("turnwise.commit.outcome", if matches!(outcome, CommitOutcome::Fenced) { "fenced" } else { "ok" });
+        match outcome {
+            CommitOutcome::Committed { committed, deliveries, first_ordinal } => {
+                if let (Some(loaded), Some(first)) = (loaded, first_ordinal) {
+                    self.remember(loaded, &commit, first).await;
+                }
+                if commit.key.channel == Channel::Web {
+                    self.publisher.turn_notice(committed.turn_id()).await;
+                }
+                self.publish(task, &deliveries).await?;
+                Ok(committed)
+            }
+            CommitOutcome::AlreadyTerminal(committed) => self.finish_settled(task, committed).await,
+            CommitOutcome::Fenced => Err(Box::new(Verdict::Fenced)),
+            CommitOutcome::ConversationMoved => Err(Box::new(Verdict::Wait {
+                cause: "the conversation was opened or removed by somebody else meanwhile".to_owned(),
+                after: None,
+            })),
+        }
+    }
+
+    /// The ledger has the message already: what its commit left to do is done, in case a crash came between.
+    async fn finish_settled(&self, task: &Task, committed: Committed) -> Step<Committed> {
+        if committed.state() == TerminalState::DeadLettered {
+            self.bury_again(&task.message, &committed).await.map_err(|error| away(&error))?;
+        }
+        let pending = self.store.pending_of_turn(committed.turn_id()).await.map_err(|error| away(&error))?;
+        self.publish(task, &pending).await?;
+        Ok(committed)
+    }
+
+    /// Puts deliveries on the outbound stream, for as long as it takes: the lane must not go on before, or a later reply
+    /// could leave first.
+    async fn publish(&self, task: &Task, deliveries: &[PendingDelivery]) -> Step<()> {
+        let mut pause = patience();
+        while let Err(error) = self.publisher.outbound(deliveries).await {
+            tracing::warn!(error = %chain(&error), "replies not on the stream yet, trying again");
+            let sleep = tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE));
+            if task.cancellation.run_until_cancelled(sleep).await.is_none() {
+                return Err(Box::new(Verdict::Stopped));
+            }
+        }
+        Ok(())
+    }
+
+    async fn remember(&self, loaded: &Open, commit: &TurnCommit, first_ordinal: i64) {
+        let stored: Vec<StoredMessage> = commit
+            .messages
+            .iter()
+            .zip(first_ordinal..)
+            .map(|(message, ordinal)| message.clone().stored(ordinal, Some(commit.turn_id)))
+            .collect();
+        let count = stored.last().map_or(first_ordinal - 1, |message| message.ordinal);
+        self.cache.append(loaded.conversation.id, count, &stored).await;
+    }
+
+    /// Makes a given-up message's end durable: the ledger first, then the dead-letter stream.
+    async fn bury(&self, task: &Task, failure: &Failure) -> Step<Committed> {
+        let envelope = decode(&task.message).ok();
+        let key = envelope.as_ref().map(|envelope| envelope.key.clone());
+        let key = match key.map_or_else(|| task.message.lane.parse(), Ok) {
+            Ok(key) => key,
+            Err(_) => ConversationKey { channel: Channel::Web, bot: "unknown".into(), peer: Peer::Bot },
+        };
+        let received_at = envelope.as_ref().map_or(task.message.published_at, |envelope| envelope.received_at);
+        let turn_id = envelope.as_ref().map_or_else(Uuid::now_v7, |envelope| envelope.turn_id);
+        let mut commit = TurnCommit {
+            state: TerminalState::DeadLettered,
+            reason: Some(format!("{}: {}", failure.reason, failure.error)),
+            ..frame(task, key.clone(), turn_id, received_at)
+        };
+        if let Some(text) = self.notice(&key, failure) {
+            let row = self.store.load_turn(&key, &task.message.message_id).await.map_err(|error| away(&error))?;
+            let conversation = row.conversation.map(|conversation| conversation.id);
+            commit.deliveries = parts(&commit, conversation, Uuid::now_v7(), &ReplyMessage::text(text));
+        }
+        let committed = self.commit(task, commit, None).await?;
+        self.bury_letter(&task.message, failure.reason, &failure.error, task.attempt)
+            .await
+            .map_err(|error| away(&error))?;
+        metric::dead_letter(failure.reason);
+        Ok(committed)
+    }
+
+    /// What the user of a given-up message reads; nothing when the bot has no failure reply.
+    fn notice(&self, key: &ConversationKey, failure: &Failure) -> Option<String> {
+        let settings = self.bots.get(&*key.bot).filter(|_| key.peer != Peer::Bot)?;
+        failure.user_message.clone().or_else(|| settings.bot.failure_reply.clone())
+    }
+
+    /// A crash may have come between the ledger and the dead-letter stream; publishing again is deduped by the stream.
+    async fn bury_again(&self, message: &StreamMessage, committed: &Committed) -> Result<(), StoreError> {
+        let Some(turn) = self.store.turn(committed.turn_id()).await? else { return Ok(()) };
+        let reason = turn.reason.unwrap_or_default();
+        let (word, error) = reason.split_once(": ").unwrap_or(("unknown", &reason));
+        self.bury_letter(message, word, error, turn.attempts).await
+    }
+
+    async fn bury_letter(
+        &self,
+        message: &StreamMessage,
+        reason: &str,
+        error: &str,
+        attempts: u32,
+    ) -> Result<(), StoreError> {
+        let letter = DeadLetter { message, partition: message.partition, reason, error, attempts };
+        let mut pause = patience();
+        while let Err(error) = self.publisher.dead(&letter).await {
+            tracing::warn!(error = %chain(&error), "dead letter not on the stream yet, trying again");
+            tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE)).await;
+        }
+        Ok(())
+    }
+}
+
+/// What a turn starts from.
+struct Open {
+    /// As read; not yet stored when `new` is set.
+    conversation: Conversation,
+    new: Option<NewConversation>,
+}
+
+enum Loaded {
+    Open(Box<Open>),
+    Settled(Committed),
+}
+
+/// What a turn comes to.
+struct Decided {
+    reply: Reply,
+    responder: Option<String>,
+    silent: bool,
+}
+
+impl Decided {
+    fn silent() -> Self {
+        Self { reply: Reply::default(), responder: None, silent: true }
+    }
+
+    fn state(&self) -> TerminalState {
+        let handed_off = self.silent || (self.reply.handoff && self.reply.messages.is_empty());
+        if handed_off { TerminalState::HandedOff } else { TerminalState::Answered }
+    }
+}
+
+fn decode(message: &StreamMessage) -> Step<Envelope> {
+    if message.schema_version.is_some_and(|version| version > SCHEMA_VERSION) {
+        return Err(hopeless("undecodable", "the message was written by a newer version".to_owned()));
+    }
+    serde_json::from_slice(&message.payload)
+        .map_err(|error| hopeless("undecodable", format!("the message is not an envelope: {error}")))
+}
+
+/// Runs the responder within its time, and stops it when the turn must stop.
+async fn ask(
+    responder: &dyn Responder,
+    context: &TurnContext,
+    request: &TurnRequest,
+) -> Result<Reply, Verdict<Committed>> {
+    let failure = |reason, error: String, user_message| Failure { reason, error, user_message };
+    let answer = tokio::time::timeout_at(context.deadline, responder.respond(context, request));
+    match context.cancellation.run_until_cancelled(answer).await {
+        None | Some(Ok(Err(TurnError::Cancelled))) => Err(Verdict::Stopped),
+        Some(Err(_)) => Err(Verdict::Failed {
+            failure: failure("timeout", "the responder did not answer within the turn's time".to_owned(), None),
+            after: None,
+        }),
+        Some(Ok(Ok(reply))) => Ok(reply),
+        Some(Ok(Err(TurnError::Retryable { message, after }))) => {
+            Err(Verdict::Failed { failure: failure("responder", message, None), after })
+        }
+        Some(Ok(Err(TurnError::Terminal { message, user_message }))) => {
+            Err(Verdict::Hopeless(failure("responder", message, user_message)))
+        }
+    }
+}
+
+fn bot_of(message: &StreamMessage) -> String {
+    message.lane.parse::<ConversationKey>().map_or_else(|_| "unknown".to_owned(), |key| key.bot.to_string())
+}
+
+fn hopeless(reason: &'static str, error: String) -> Box<Verdict<Committed>> {
+    Box::new(Verdict::Hopeless(Failure { reason, error, user_message: None }))
+}
+
+fn failed(reason: &'static str, error: String, after: Option<Duration>) -> Box<Verdict<Committed>> {
+    Box::new(Verdict::Failed { failure: Failure { reason, error, user_message: None }, after })
+}
+
+/// The database is away, and the message not to blame; or it refuses this message's data, and then it is.
+fn away(error: &StoreError) -> Box<Verdict<Committed>> {
+    if error.is_transient() {
+        Box::new(Verdict::Wait { cause: chain(error), after: None })
+    } else {
+        failed("store", chain(error), None)
+    }
+}
+
+/// The pauses between the attempts at a message: growing from a quarter of a second, with jitter.
+#[must_use]
+pub fn retry(longest: Duration) -> ExponentialBackoff {
+    ExponentialBackoffBuilder::new()
+        .with_initial_interval(Duration::from_millis(250))
+        .with_multiplier(2.0)
+        .with_max_interval(longest)
+        .with_max_elapsed_time(None)
+        .build()
+}
+
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+
+fn patience() -> ExponentialBackoff {
+    ExponentialBackoffBuilder::new()
+        .with_initial_interval(Duration::from_millis(20))
+        .with_max_interval(MAX_PAUSE)
+        .with_max_elapsed_time(None)
+        .build()
+}

@@ -1,0 +1,172 @@
+//! What a decided turn becomes: the rows of its one transaction, as data.
+//!
+//! Pure but for ids and the clock. Invariant: a turn's commit names only what a turn owns.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::{Decided, Open, Settings};
+use crate::channel;
+use crate::message::{
+    Author, ConversationKey, ConversationStatus, Envelope, InboundMessage, OutboundPart, Platform, ReplyMessage, Role,
+    TerminalState, Timestamp,
+};
+use crate::scheduler::Task;
+use crate::store::{Conversation, NewConversation, NewMessage, Position, TurnCommit, TurnTimings};
+use crate::telemetry;
+
+/// The commit of an answered or silent turn.
+pub(super) fn compose(
+    task: &Task,
+    envelope: &Envelope,
+    message: &InboundMessage,
+    settings: &Settings,
+    loaded: &Open,
+    decided: Decided,
+    responder_time: Duration,
+) -> TurnCommit {
+    let mut commit = frame(task, envelope.key.clone(), envelope.turn_id, envelope.received_at);
+    commit.state = decided.state();
+    commit.responder = decided.responder;
+    commit.conversation_id = Some(loaded.conversation.id);
+    commit.new_conversation.clone_from(&loaded.new);
+    commit.timings.responder_us = u64::try_from(responder_time.as_micros()).unwrap_or(u64::MAX);
+    commit.messages.push(NewMessage {
+        id: Uuid::now_v7(),
+        role: Role::User,
+        author: Author::User,
+        content: message.text.clone(),
+        attachments: message.attachments.clone(),
+        tool: None,
+        platform_message_id: message.platform_message_id.clone(),
+        created_at: envelope.received_at,
+    });
+    for reply in decided.reply.messages {
+        let reply = ReplyMessage { content: reply.content.replace('\0', ""), ..reply };
+        let id = Uuid::now_v7();
+        commit.deliveries.extend(parts(&commit, Some(loaded.conversation.id), id, &reply));
+        commit.messages.push(NewMessage {
+            id,
+            role: Role::Assistant,
+            author: Author::Bot,
+            content: reply.content,
+            attachments: Vec::new(),
+            tool: None,
+            platform_message_id: None,
+            created_at: commit.committed_at,
+        });
+    }
+    commit.metadata_patch = merged(envelope.metadata.clone(), decided.reply.metadata);
+    commit.workflow_state = decided.reply.workflow_state;
+    commit.handoff = decided.reply.handoff;
+    tracing::debug!(bot = settings.bot.name, state = %commit.state, "turn decided");
+    commit
+}
+
+/// What every commit of this attempt has in common; says nothing in any conversation yet.
+pub(super) fn frame(task: &Task, key: ConversationKey, turn_id: Uuid, received_at: Timestamp) -> TurnCommit {
+    let message = &task.message;
+    TurnCommit {
+        ownership: task.ownership,
+        position: Position { stream: task.ownership.stream, sequence: message.sequence },
+        turn_id,
+        dedupe_id: message.message_id.clone(),
+        key,
+        state: TerminalState::Answered,
+        reason: None,
+        attempts: task.attempt,
+        responder: None,
+        conversation_id: None,
+        new_conversation: None,
+        messages: Vec::new(),
+        metadata_patch: None,
+        workflow_state: None,
+        handoff: false,
+        deliveries: Vec::new(),
+        traceparent: telemetry::current_traceparent(&tracing::Span::current()),
+        timings: TurnTimings {
+            stream_wait_us: message.delivered_at.micros_since(message.published_at),
+            lane_wait_us: task.started_at.micros_since(message.delivered_at),
+            responder_us: 0,
+        },
+        received_at,
+        started_at: task.started_at,
+        committed_at: Timestamp::now(),
+    }
+}
+
+/// The parts in which one message leaves, buttons under the last.
+pub(super) fn parts(
+    commit: &TurnCommit,
+    conversation_id: Option<Uuid>,
+    message_id: Uuid,
+    reply: &ReplyMessage,
+) -> Vec<OutboundPart> {
+    let contents = channel::parts(commit.key.channel, &reply.content);
+    let count = u16::try_from(contents.len()).unwrap_or(u16::MAX);
+    contents
+        .into_iter()
+        .zip(0..count)
+        .map(|(content, part)| OutboundPart {
+            delivery_id: Uuid::now_v7(),
+            turn_id: commit.turn_id,
+            conversation_id,
+            message_id,
+            key: commit.key.clone(),
+            part,
+            parts: count,
+            content,
+            buttons: if part + 1 == count { reply.buttons.clone() } else { Vec::new() },
+            created_at: commit.committed_at,
+        })
+        .collect()
+}
+
+pub(super) fn new_conversation(envelope: &Envelope) -> NewConversation {
+    let mut metadata = Map::new();
+    if let Some(sender) = &envelope.sender
+        && let Ok(sender) = serde_json::to_value(sender)
+        && envelope.platform != Platform::Web
+    {
+        metadata.insert("sender".to_owned(), sender);
+    }
+    NewConversation {
+        id: Uuid::now_v7(),
+        key: envelope.key.clone(),
+        platform: envelope.platform,
+        device_id: envelope.device_id.clone(),
+        metadata,
+        created_at: Timestamp::now(),
+    }
+}
+
+/// A conversation as the responder shall see it before the commit has stored it.
+pub(super) fn unsaved(new: &NewConversation) -> Conversation {
+    Conversation {
+        id: new.id,
+        key: new.key.clone(),
+        platform: new.platform,
+        device_id: new.device_id.clone(),
+        status: ConversationStatus::Bot,
+        assignee: None,
+        snippet: None,
+        last_message_at: None,
+        message_count: 0,
+        metadata: new.metadata.clone(),
+        created_at: new.created_at,
+        updated_at: new.created_at,
+    }
+}
+
+/// Two merge patches as one, the later one winning.
+fn merged(first: Option<Map<String, Value>>, second: Option<Map<String, Value>>) -> Option<Map<String, Value>> {
+    match (first, second) {
+        (Some(mut first), Some(second)) => {
+            first.extend(second);
+            Some(first)
+        }
+        (first, second) => first.or(second),
+    }
+}
