@@ -25,3 +25,9 @@ pub mod responder;
 pub mod scheduler;
 
 pub mod turn;
+
+pub mod ingress;
+
+pub mod egress;
+
+pub mod audit;

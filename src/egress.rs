@@ -1,0 +1,301 @@
+//! Sending: one outbound part, one call to its platform, one honest row about it (G10).
+//!
+//! Refuses to reorder (one lane per chat, see the scheduler) and to guess: a call whose outcome nobody can know ends as
+//! `uncertain` or is sent again, as the operator decided. Invariant: `sending` is in the database before the first byte
+//! leaves, so that a crash in between is seen as what it is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backoff::ExponentialBackoffBuilder;
+use backoff::backoff::Backoff as _;
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use crate::channel::{self, Answer, Call};
+use crate::config::{Bot, BotChannel, OnUncertain};
+use crate::http;
+use crate::message::{OutboundPart, Timestamp};
+use crate::scheduler::{Failure, Task, Verdict, Work};
+use crate::store::{SendResult, SendStart, Settled, Store, StoreError};
+use crate::stream::{Publisher, StreamMessage};
+use crate::telemetry::{self, chain, metric};
+
+/// A call without an answer after this time is uncertain. Both platforms answer within a second or two.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// More than any answer to a send needs.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+/// Sends the parts of a deployment's bots.
+#[derive(Debug)]
+pub struct Egress {
+    store: Store,
+    publisher: Publisher,
+    bots: BTreeMap<String, Bot>,
+    /// Connections of a bot's own, so that one platform's slowness is not another's.
+    clients: BTreeMap<String, reqwest::Client>,
+}
+
+impl Egress {
+    /// # Errors
+    /// When a bot's HTTP client cannot be built: its address is `https://` and the system has no CA certificates.
+    pub fn new(store: Store, publisher: Publisher, bots: BTreeMap<String, Bot>) -> Result<Self, reqwest::Error> {
+        let mut clients = BTreeMap::new();
+        for (name, bot) in &bots {
+            let base = match &bot.channel {
+                BotChannel::Telegram(telegram) => &telegram.api_base,
+                BotChannel::Messenger(messenger) => &messenger.api_base,
+                BotChannel::Web(_) => continue,
+            };
+            if let Ok(base) = reqwest::Url::parse(base) {
+                clients.insert(name.clone(), http::client(&base)?);
+            }
+        }
+        Ok(Self { store, publisher, bots, clients })
+    }
+}
+
+#[async_trait::async_trait]
+impl Work for Egress {
+    type Receipt = Settled;
+
+    const NAME: &'static str = "delivery";
+
+    async fn settled(&self, messages: &[Arc<StreamMessage>]) -> Result<Vec<Settled>, StoreError> {
+        let ids: Vec<Uuid> = messages.iter().filter_map(|message| Uuid::parse_str(&message.message_id).ok()).collect();
+        self.store.settled_deliveries(&ids).await
+    }
+
+    async fn run(&self, task: &Task) -> Verdict<Settled> {
+        let message = &task.message;
+        let span = tracing::info_span!(
+            "process turnwise.out",
+            otel.kind = "consumer",
+            messaging.system = "nats",
+            messaging.message.id = message.message_id,
+            messaging.destination.partition.id = message.partition,
+            turnwise.stream.sequence = message.sequence,
+            turnwise.attempt = task.attempt,
+        );
+        telemetry::set_parent(&span, message.traceparent.as_deref());
+        self.deliver(task).instrument(span).await
+    }
+
+    async fn give_up(&self, task: &Task, failure: &Failure) -> Verdict<Settled> {
+        let Some(id) = delivery_id(&task.message) else { return self.disown(&task.message) };
+        tracing::error!(delivery_id = %id, reason = failure.reason, error = failure.error, "a reply was given up");
+        self.settle(task, id, SendResult::Failed { error: failure.error.clone() }).await
+    }
+}
+
+impl Egress {
+    async fn deliver(&self, task: &Task) -> Verdict<Settled> {
+        let Some(id) = delivery_id(&task.message) else { return self.disown(&task.message) };
+        match self.store.begin_send(id, &task.ownership, Timestamp::now()).await {
+            Ok(SendStart::Begun { attempt }) => self.send(task, id, attempt).await,
+            Ok(SendStart::Interrupted) => {
+                self.unclear(task, id, "the process ended between the call and its answer".to_owned()).await
+            }
+            Ok(SendStart::Settled(settled)) => Verdict::Done(settled),
+            Ok(SendStart::Unknown(settled)) => {
+                tracing::error!(delivery_id = %id, "no such delivery in this database; not sent");
+                Verdict::Done(settled)
+            }
+            Ok(SendStart::Fenced) => Verdict::Fenced,
+            Err(error) => Verdict::Wait { cause: chain(&error), after: None },
+        }
+    }
+
+    async fn send(&self, task: &Task, id: Uuid, attempt: u32) -> Verdict<Settled> {
+        let part: OutboundPart = match serde_json::from_slice(&task.message.payload) {
+            Ok(part) => part,
+            Err(error) => return self.refuse(task, id, format!("the message is not an outbound part: {error}")).await,
+        };
+        let Some(bot) = self.bots.get(&*part.key.bot) else {
+            return self.refuse(task, id, format!("no bot \"{}\" is configured", part.key.bot)).await;
+        };
+        let answer = match (&bot.channel, channel::call(bot, &part)) {
+            (BotChannel::Web(_), _) => {
+                self.publisher.turn_notice(part.turn_id).await;
+                Answer::Sent { platform_message_id: None }
+            }
+            (_, Some(call)) => self.call(bot, call, attempt).await,
+            (_, None) => Answer::Failed { error: "this peer cannot be written to".to_owned(), unreachable: true },
+        };
+        if matches!(answer, Answer::Sent { .. }) {
+            let taken = Timestamp::now().micros_since(part.created_at);
+            metric::end_to_end(part.key.channel, Duration::from_micros(taken));
+        }
+        self.conclude(task, id, answer).await
+    }
+
+    async fn conclude(&self, task: &Task, id: Uuid, answer: Answer) -> Verdict<Settled> {
+        match answer {
+            Answer::Sent { platform_message_id } => {
+                self.settle(task, id, SendResult::Sent { platform_message_id }).await
+            }
+            Answer::RetryAfter { delay, error } => {
+                let verdict = self.settle(task, id, SendResult::NotSent { error: error.clone() }).await;
+                again(verdict, Verdict::Wait { cause: error, after: Some(delay) })
+            }
+            Answer::NotSent { error } => {
+                let verdict = self.settle(task, id, SendResult::NotSent { error: error.clone() }).await;
+                again(verdict, Verdict::Failed { failure: failure("not_sent", error), after: None })
+            }
+            Answer::Failed { error, unreachable } => {
+                tracing::warn!(delivery_id = %id, error, unreachable, "the platform refused a reply");
+                self.settle(task, id, SendResult::Failed { error }).await
+            }
+            Answer::Uncertain { error } => self.unclear(task, id, error).await,
+        }
+    }
+
+    /// Nobody can tell whether it arrived: the operator's policy decides.
+    async fn unclear(&self, task: &Task, id: Uuid, error: String) -> Verdict<Settled> {
+        let part: Option<OutboundPart> = serde_json::from_slice(&task.message.payload).ok();
+        let bot = part.and_then(|part| self.bots.get(&*part.key.bot));
+        match bot.map_or(OnUncertain::Hold, |bot| bot.on_uncertain) {
+            OnUncertain::Hold => {
+                tracing::warn!(delivery_id = %id, error, "nobody can tell whether a reply arrived; held");
+                self.settle(task, id, SendResult::Uncertain { error }).await
+            }
+            OnUncertain::Resend => {
+                let verdict = self.settle(task, id, SendResult::NotSent { error: error.clone() }).await;
+                again(verdict, Verdict::Failed { failure: failure("uncertain", error), after: None })
+            }
+        }
+    }
+
+    fn disown(&self, message: &StreamMessage) -> Verdict<Settled> {
+        tracing::error!(sequence = message.sequence, "a message on the outbound stream is not ours; not sent");
+        Verdict::Done(self.store.disown(&message.message_id))
+    }
+
+    async fn refuse(&self, task: &Task, id: Uuid, error: String) -> Verdict<Settled> {
+        tracing::error!(delivery_id = %id, error, "a reply cannot be sent");
+        self.settle(task, id, SendResult::Failed { error }).await
+    }
+
+    /// Records what is known, for as long as it takes: forgetting it would turn knowledge into uncertainty. `Done` when the
+    /// delivery is settled, a plain `Wait` when it is to be tried again.
+    async fn settle(&self, task: &Task, id: Uuid, result: SendResult) -> Verdict<Settled> {
+        let mut pause = ExponentialBackoffBuilder::new()
+            .with_initial_interval(Duration::from_millis(20))
+            .with_max_interval(MAX_PAUSE)
+            .with_max_elapsed_time(None)
+            .build();
+        loop {
+            match self.store.settle_send(id, &result, Timestamp::now()).await {
+                Ok(Some(settled)) => return Verdict::Done(settled),
+                Ok(None) => return Verdict::Wait { cause: "not sent".to_owned(), after: None },
+                Err(error) => {
+                    tracing::warn!(delivery_id = %id, error = %chain(&error), "a delivery's state is not recorded yet");
+                    let sleep = tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE));
+                    if task.cancellation.run_until_cancelled(sleep).await.is_none() {
+                        return Verdict::Stopped;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn call(&self, bot: &Bot, call: Call, attempt: u32) -> Answer {
+        let span = tracing::info_span!(
+            "POST",
+            otel.kind = "client",
+            http.request.method = "POST",
+            http.request.resend_count = attempt.saturating_sub(1),
+            server.address = host(&call),
+            http.response.status_code = tracing::field::Empty,
+            error.type = tracing::field::Empty,
+        );
+        let started = Instant::now();
+        let answer = self.post(bot, call).instrument(span.clone()).await;
+        let error_type = match &answer {
+            Answer::Sent { .. } => None,
+            Answer::RetryAfter { .. } => Some("rate_limited"),
+            Answer::NotSent { .. } => Some("not_sent"),
+            Answer::Failed { .. } => Some("refused"),
+            Answer::Uncertain { .. } => Some("uncertain"),
+        };
+        if let Some(error_type) = error_type {
+            span.record("error.type", error_type);
+        }
+        tracing::debug!(bot = bot.name, duration_ms = started.elapsed().as_millis(), "platform called");
+        answer
+    }
+
+    async fn post(&self, bot: &Bot, call: Call) -> Answer {
+        let Some(client) = self.clients.get(&bot.name) else {
+            return Answer::Failed { error: "the bot's api_base is not an address".to_owned(), unreachable: false };
+        };
+        let mut request = client.post(call.url.expose()).timeout(CALL_TIMEOUT).json(&call.body);
+        if let Some(bearer) = &call.bearer {
+            request = request.bearer_auth(bearer.expose());
+        }
+        let response = match request.send().await {
+            Ok(response) => response,
+            Err(error) => {
+                metric::egress_attempt(bot.channel(), None);
+                return without_answer(error);
+            }
+        };
+        let status = response.status().as_u16();
+        metric::egress_attempt(bot.channel(), Some(status));
+        tracing::Span::current().record("http.response.status_code", status);
+        let retry_after = retry_after(&response);
+        match bounded_body(response).await {
+            Ok(body) => channel::classify(bot.channel(), status, retry_after, &body),
+            Err(error) => without_answer(error),
+        }
+    }
+}
+
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+
+/// `next`, unless recording the state ended otherwise than with "to be tried again".
+fn again(recorded: Verdict<Settled>, next: Verdict<Settled>) -> Verdict<Settled> {
+    if matches!(recorded, Verdict::Wait { .. }) { next } else { recorded }
+}
+
+fn failure(reason: &'static str, error: String) -> Failure {
+    Failure { reason, error, user_message: None }
+}
+
+/// The id a delivery was published under. A message without one was not published by us.
+fn delivery_id(message: &StreamMessage) -> Option<Uuid> {
+    Uuid::parse_str(&message.message_id).ok()
+}
+
+/// What a call that brought no answer means. Nothing was sent when no connection was made; afterwards nobody can tell.
+/// The address, which can hold a token, is taken out of the error.
+fn without_answer(error: reqwest::Error) -> Answer {
+    let not_sent = error.is_connect() || error.is_builder();
+    let error = chain(&error.without_url());
+    if not_sent { Answer::NotSent { error } } else { Answer::Uncertain { error } }
+}
+
+fn host(call: &Call) -> String {
+    let url = reqwest::Url::parse(call.url.expose()).ok();
+    url.and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// `Retry-After` in seconds; the platforms do not use the date form.
+fn retry_after(response: &reqwest::Response) -> Option<Duration> {
+    let value = response.headers().get(reqwest::header::RETRY_AFTER)?;
+    value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+async fn bounded_body(mut response: reqwest::Response) -> Result<Vec<u8>, reqwest::Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        let room = MAX_ANSWER_BYTES - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if body.len() == MAX_ANSWER_BYTES {
+            break;
+        }
+    }
+    Ok(body)
+}

@@ -1,0 +1,232 @@
+//! The HTTP surface: webhooks, the chat API, health, metrics, and the chat page.
+//!
+//! Refuses to run turns or to answer before it may: a 2xx that stands for a message is made from a
+//! [`crate::stream::Published`]. Invariants: bodies, requests in flight and waiting times are bounded; a refused request
+//! publishes and writes nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use self::problem::Problem;
+use crate::channel::Verified;
+use crate::config::{Bot, Config, Secret};
+use crate::message::Channel;
+use crate::store::Store;
+use crate::stream::{Connection, PublishError, Published, Publisher, StreamHandle};
+use crate::telemetry::{self, chain, metric};
+
+mod access;
+mod chat;
+mod conversations;
+mod health;
+mod page;
+mod problem;
+mod turns;
+mod webhooks;
+
+/// Requests that are being read and published at once. Each holds at most one body, so this times `max_body_bytes` is the
+/// memory they can take; 1,024 publishes in flight are where JetStream's throughput levels off.
+const REQUESTS_MAX: usize = 1_024;
+
+/// Chat callers that wait for an answer at once; each is a subscription and a socket.
+const WAITING_MAX: usize = 10_000;
+
+/// A body must have come within this time: slower than any platform, faster than a slow-drip attack.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a client that was refused for load is asked to wait, in seconds.
+const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// What the handlers share.
+pub struct Ingress {
+    store: Store,
+    connection: Connection,
+    inbound: StreamHandle,
+    publisher: Publisher,
+    bots: BTreeMap<String, Bot>,
+    console_token: Option<Secret>,
+    max_body_bytes: usize,
+    metrics: metric::Metrics,
+    requests: Semaphore,
+    waiting: Semaphore,
+    /// Cancelled when the process begins to stop: not ready any more.
+    draining: CancellationToken,
+    /// Cancelled when no more turns will finish here: nobody waits any longer.
+    closing: CancellationToken,
+}
+
+impl std::fmt::Debug for Ingress {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Ingress").field("bots", &self.bots.keys()).finish_non_exhaustive()
+    }
+}
+
+impl Ingress {
+    #[must_use]
+    pub fn new(
+        config: &Config,
+        store: Store,
+        inbound: StreamHandle,
+        publisher: Publisher,
+        metrics: metric::Metrics,
+        draining: CancellationToken,
+        closing: CancellationToken,
+    ) -> Self {
+        Self {
+            store,
+            connection: inbound.connection.clone(),
+            inbound,
+            publisher,
+            bots: config.bots.clone(),
+            console_token: config.console.token.clone(),
+            max_body_bytes: config.http.max_body_bytes,
+            metrics,
+            requests: Semaphore::new(REQUESTS_MAX),
+            waiting: Semaphore::new(WAITING_MAX),
+            draining,
+            closing,
+        }
+    }
+}
+
+/// The routes. Without `messages` only those that every role has: health and metrics.
+pub fn router(ingress: Arc<Ingress>, messages: bool) -> Router {
+    let mut router = Router::new()
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(health::metrics));
+    if messages {
+        router = router.merge(webhooks::routes()).merge(chat::routes()).merge(page::routes());
+    }
+    router.fallback(unknown_route).layer(middleware::from_fn(observe)).with_state(ingress)
+}
+
+async fn unknown_route() -> Problem {
+    Problem::new(404, "not-found", "There is nothing at this address.")
+}
+
+/// One span and one measurement per request, under the route's template.
+async fn observe(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let method = request.method().clone();
+    let quiet = matches!(route.as_str(), "/healthz" | "/readyz" | "/metrics");
+    let span = if quiet {
+        tracing::Span::none()
+    } else {
+        tracing::info_span!(
+            "http request",
+            otel.name = format!("{method} {route}"),
+            otel.kind = "server",
+            http.request.method = %method,
+            http.route = route,
+            http.response.status_code = tracing::field::Empty,
+            turnwise.ingress.outcome = tracing::field::Empty,
+        )
+    };
+    let response = next.run(request).instrument(span.clone()).await;
+    span.record("http.response.status_code", response.status().as_u16());
+    metric::http_request(&route, response.status().as_u16(), started.elapsed());
+    response
+}
+
+impl Ingress {
+    /// A place among the requests in flight, or the answer to give.
+    fn admit(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        self.requests.try_acquire().map_err(|_| {
+            Problem::new(503, "overloaded", "Too many requests are in flight.").retry_after(RETRY_AFTER_SECONDS)
+        })
+    }
+
+    async fn body(&self, body: Body) -> Result<Bytes, Problem> {
+        let limit = self.max_body_bytes;
+        match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, limit)).await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(error)) if is_too_long(&error) => {
+                Err(Problem::new(413, "too-large", format!("The body is longer than {limit} bytes.")))
+            }
+            Ok(Err(_)) => Err(Problem::new(400, "incomplete", "The body did not arrive whole.")),
+            Err(_) => Err(Problem::new(408, "timeout", "The body did not arrive in time.")),
+        }
+    }
+
+    /// Makes an event durable. Nothing but the stream's acknowledgement lets a webhook answer 2xx.
+    async fn publish(&self, verified: &Verified) -> Result<Published, Problem> {
+        let envelope = verified.envelope();
+        let span = tracing::info_span!(
+            "send turnwise.in",
+            otel.kind = "producer",
+            messaging.system = "nats",
+            messaging.message.id = envelope.dedupe_id,
+            turnwise.turn.id = %envelope.turn_id,
+            turnwise.stream.sequence = tracing::field::Empty,
+            turnwise.publish.duplicate = tracing::field::Empty,
+        );
+        let traceparent = telemetry::current_traceparent(&span);
+        let published = self.publisher.inbound(verified, traceparent.as_deref()).instrument(span.clone()).await;
+        let (channel, bot) = (envelope.key.channel, &*envelope.key.bot);
+        match published {
+            Ok(published) => {
+                span.record("turnwise.stream.sequence", published.sequence());
+                span.record("turnwise.publish.duplicate", published.duplicate());
+                let ignored = matches!(envelope.event, crate::message::Event::Ignored { .. });
+                let outcome = match (published.duplicate(), ignored) {
+                    (true, _) => "duplicate",
+                    (false, true) => "ignored",
+                    (false, false) => "accepted",
+                };
+                metric::ingress_message(channel, bot, outcome);
+                Ok(published)
+            }
+            Err(error) => Err(not_taken(channel, bot, &error)),
+        }
+    }
+}
+
+fn not_taken(channel: Channel, bot: &str, error: &PublishError) -> Problem {
+    metric::ingress_message(channel, bot, "not_taken");
+    tracing::warn!(bot, error = %chain(error), "the stream did not take a message");
+    match error {
+        PublishError::TooLarge => Problem::new(413, "too-large", "The message is larger than the stream takes."),
+        PublishError::NotAcknowledged(_) | PublishError::Encode(_) => {
+            Problem::new(503, "not-taken", "The message could not be stored. Please send it again.")
+                .retry_after(RETRY_AFTER_SECONDS)
+        }
+    }
+}
+
+fn is_too_long(error: &axum::Error) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if error.is::<http_body_util::LengthLimitError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// The database did not answer: an honest 503 for whoever waits.
+fn store_problem(error: &crate::store::StoreError) -> Problem {
+    tracing::error!(error = %chain(error), "the database did not answer a request");
+    Problem::new(503, "unavailable", "The database did not answer. Please try again.").retry_after(RETRY_AFTER_SECONDS)
+}
+
+type Shared = State<Arc<Ingress>>;
+
+fn json(status: u16, body: &serde_json::Value) -> Response {
+    let headers = [("content-type", "application/json"), ("cache-control", "no-store")];
+    let status = axum::http::StatusCode::from_u16(status).unwrap_or(axum::http::StatusCode::INTERNAL_SERVER_ERROR);
+    (status, headers, body.to_string()).into_response()
+}

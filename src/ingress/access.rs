@@ -1,0 +1,128 @@
+//! Who calls the chat API, and what they may see.
+//!
+//! Invariants: keys are compared in constant time, all of them on every request; a bot without keys is open to whoever
+//! reaches the port, and then the device id is what shows a conversation to its owner and to nobody else.
+
+use axum::http::{HeaderMap, header};
+use subtle::{Choice, ConstantTimeEq as _};
+
+use super::Ingress;
+use super::problem::Problem;
+use crate::config::{Bot, BotChannel, Secret, WebBot};
+use crate::store::Conversation;
+
+/// Who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Caller {
+    /// Holds the console token: every bot's conversations.
+    Operator,
+    /// Holds an API key: a server-side caller, trusted with all devices of the bots that share the key.
+    Key,
+    /// Holds nothing: the bots without keys, one device's conversations.
+    Open,
+}
+
+/// A caller and the web bots it may talk to.
+#[derive(Debug)]
+pub(super) struct Access<'a> {
+    pub(super) caller: Caller,
+    pub(super) bots: Vec<&'a Bot>,
+}
+
+impl Ingress {
+    /// # Errors
+    /// 401 without a valid key, unless some web bot is open and no key was shown; 403 for a page of a foreign origin.
+    pub(super) fn access(&self, headers: &HeaderMap) -> Result<Access<'_>, Problem> {
+        let token = bearer(headers);
+        let web = || self.bots.values().filter_map(|bot| as_web(bot).map(|web| (bot, web)));
+        let access = match token {
+            Some(token) => {
+                let operator = self.console_token.as_ref().is_some_and(|secret| equal(token, secret).into());
+                let keyed: Vec<&Bot> =
+                    web().filter(|(_, web)| matches_any(token, &web.api_keys)).map(|(bot, _)| bot).collect();
+                if operator {
+                    Access { caller: Caller::Operator, bots: web().map(|(bot, _)| bot).collect() }
+                } else {
+                    Access { caller: Caller::Key, bots: keyed }
+                }
+            }
+            None => {
+                let open = web().filter(|(_, web)| web.api_keys.is_empty()).map(|(bot, _)| bot).collect();
+                Access { caller: Caller::Open, bots: open }
+            }
+        };
+        if access.bots.is_empty() && access.caller != Caller::Operator {
+            return Err(Problem::unauthorized());
+        }
+        check_origin(&access, headers)?;
+        Ok(access)
+    }
+}
+
+impl Access<'_> {
+    /// The bot a message is for: the one named, or the only one there is.
+    pub(super) fn bot(&self, name: Option<&str>) -> Result<(&Bot, &WebBot), Problem> {
+        let found = match name {
+            Some(name) => self.bots.iter().find(|bot| bot.name == name),
+            None if self.bots.len() == 1 => self.bots.first(),
+            None => return Err(Problem::field(422, "bot", "must be given, because this key opens several bots.")),
+        };
+        found
+            .and_then(|bot| as_web(bot).map(|web| (*bot, web)))
+            .ok_or_else(|| Problem::field(422, "bot", "is not a web bot that this caller may talk to."))
+    }
+
+    /// Whether the caller may see the conversation. To a caller without a key, a device's id is what proves it theirs.
+    pub(super) fn may_see(&self, conversation: &Conversation, device_id: Option<&str>) -> bool {
+        let of_device = device_id.is_none_or(|device| conversation.device_id.as_deref() == Some(device));
+        let of_bot = self.bots.iter().any(|bot| bot.name == *conversation.key.bot);
+        match self.caller {
+            Caller::Operator => of_device,
+            Caller::Key => of_bot && of_device,
+            Caller::Open => of_bot && of_device && device_id.is_some(),
+        }
+    }
+}
+
+fn as_web(bot: &Bot) -> Option<&WebBot> {
+    match &bot.channel {
+        BotChannel::Web(web) => Some(web),
+        _ => None,
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn equal(token: &str, secret: &Secret) -> Choice {
+    token.as_bytes().ct_eq(secret.expose().as_bytes())
+}
+
+fn matches_any(token: &str, keys: &[Secret]) -> bool {
+    keys.iter().fold(Choice::from(0), |found, key| found | equal(token, key)).into()
+}
+
+/// A browser names the page that makes the request. Pages of this server and of the configured origins may; any other
+/// site's page, opened by a person who can reach this port, may not.
+fn check_origin(access: &Access<'_>, headers: &HeaderMap) -> Result<(), Problem> {
+    let Some(origin) = headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok()) else { return Ok(()) };
+    let own = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let same = own.is_some_and(|host| origin.split_once("://").is_some_and(|(_, authority)| authority == host));
+    let allowed = access
+        .bots
+        .iter()
+        .filter_map(|bot| as_web(bot))
+        .any(|web| web.origins.iter().any(|allowed| allowed.trim_end_matches('/') == origin));
+    if same || allowed {
+        Ok(())
+    } else {
+        Err(Problem::new(
+            403,
+            "foreign-origin",
+            "Pages of this origin may not talk to this bot; see the bot's `origins`.",
+        ))
+    }
+}

@@ -1,0 +1,391 @@
+//! `POST /v1/chat`: a message in, and its turn's outcome out, at once or by a URL.
+//!
+//! Invariant: everything that can be wrong with a request is found before anything is written or published.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Subscriber;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::Response;
+use axum::routing::{get, post};
+use futures_util::StreamExt as _;
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::access::{Access, Caller};
+use super::problem::Problem;
+use super::{Ingress, RETRY_AFTER_SECONDS, Shared, conversations, json as answer, store_problem, turns};
+use crate::channel::web::{ChatMessage, accept};
+use crate::config::Bot;
+use crate::message::{ConversationStatus, Platform, Timestamp};
+use crate::store::{IdempotencyClaim, Turn};
+use crate::telemetry;
+
+/// The longest message, in characters: eight times the longest that a platform delivers.
+const MESSAGE_CHARS_MAX: usize = 32_768;
+
+/// The longest device id, in characters.
+pub(super) const DEVICE_ID_CHARS_MAX: usize = 255;
+
+/// The longest `Idempotency-Key`, in characters.
+const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
+
+/// The longest and the default wait for an answer; proxies in between tend to close after 60 s.
+const WAIT_MAX: Duration = Duration::from_secs(55);
+
+/// The notice of a finished turn can be lost, so the ledger is looked at this often as well.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+pub(super) fn routes() -> Router<Arc<Ingress>> {
+    Router::new()
+        .route("/v1/chat", post(chat))
+        .route("/v1/turns/{turn_id}", get(turns::show))
+        .route("/v1/conversations", get(conversations::list))
+        .route("/v1/conversations/{id}", get(conversations::show).patch(conversations::patch))
+        .route("/v1/conversations/{id}/messages", get(conversations::messages))
+}
+
+async fn chat(State(ingress): Shared, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    let queued = {
+        let _permit = ingress.admit()?;
+        let access = ingress.access(&headers)?;
+        let bytes = ingress.body(body).await?;
+        let request = ChatRequest::read(&bytes)?;
+        let preference = Preference::read(&headers)?;
+        let key = idempotency_key(&headers)?;
+        let turn = ingress.identify(&access, &request, key.as_deref()).await?;
+        ingress.enqueue(&request, turn, preference).await?
+    };
+    queued.answer(&ingress).await
+}
+
+/// A request whose every field is well-formed.
+struct ChatRequest {
+    bot: Option<String>,
+    device_id: String,
+    conversation_id: Option<Uuid>,
+    message: String,
+    platform: Platform,
+    metadata: Option<Map<String, Value>>,
+    /// SHA-256 of the body's canonical form, for telling a repeated request from another one.
+    fingerprint: String,
+}
+
+impl ChatRequest {
+    fn read(bytes: &[u8]) -> Result<Self, Problem> {
+        let body = object(bytes)?;
+        let fingerprint = hex::encode(Sha256::digest(Value::Object(body.clone()).to_string()));
+        let conversation_id = match body.get("conversation_id") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) => Some(conversation_id(text)?),
+            Some(_) => return Err(Problem::field(400, "conversation_id", "must be a UUID as a string.")),
+        };
+        let platform = match text(&body, "platform")?.as_deref() {
+            None | Some("web") => Platform::Web,
+            Some("api") => Platform::Api,
+            Some(_) => return Err(Problem::field(422, "platform", "must be \"web\" or \"api\".")),
+        };
+        let metadata = match body.get("metadata") {
+            None | Some(Value::Null) => None,
+            Some(Value::Object(metadata)) => Some(metadata.clone()),
+            Some(_) => return Err(Problem::field(422, "metadata", "must be an object.")),
+        };
+        let device_id = text(&body, "device_id")?.unwrap_or_default();
+        check_device_id(&device_id)?;
+        let message = text(&body, "message")?.unwrap_or_default();
+        check_message(&message)?;
+        Ok(Self { bot: text(&body, "bot")?, device_id, conversation_id, message, platform, metadata, fingerprint })
+    }
+}
+
+/// Which turn of which conversation a request is.
+struct Identified {
+    bot: String,
+    turn_id: Uuid,
+    conversation_id: Uuid,
+}
+
+impl Ingress {
+    /// Finds the conversation, and the turn when the request is a repeated one.
+    async fn identify(
+        &self,
+        access: &Access<'_>,
+        request: &ChatRequest,
+        key: Option<&str>,
+    ) -> Result<Identified, Problem> {
+        let (bot, web) = access.bot(request.bot.as_deref())?;
+        let now = Timestamp::now();
+        let conversation_id = match request.conversation_id {
+            Some(id) => self.conversation_of(access, bot, id, &request.device_id).await?,
+            None => {
+                self.check_stream()?;
+                self.store
+                    .active_conversation(
+                        &bot.name,
+                        &request.device_id,
+                        request.platform,
+                        web.conversation_ttl,
+                        now,
+                        Uuid::now_v7(),
+                    )
+                    .await
+                    .map_err(|error| store_problem(&error))?
+                    .id
+            }
+        };
+        let turn_id = Uuid::now_v7();
+        // A caller without a key shares no name space with other devices.
+        let scope = match access.caller {
+            Caller::Open => format!("{}/{}", bot.name, request.device_id),
+            Caller::Key | Caller::Operator => bot.name.clone(),
+        };
+        let key = key.map_or_else(|| format!("turn {turn_id}"), |key| format!("key {key}"));
+        let claim = self
+            .store
+            .claim_idempotency_key(&scope, &key, &request.fingerprint, turn_id, conversation_id, now)
+            .await
+            .map_err(|error| store_problem(&error))?;
+        match claim {
+            IdempotencyClaim::Granted { turn_id, conversation_id } => {
+                Ok(Identified { bot: bot.name.clone(), turn_id, conversation_id })
+            }
+            IdempotencyClaim::Conflict => Err(Problem::field(
+                422,
+                "Idempotency-Key",
+                "was used for a request with another body; a new request needs a new key.",
+            )),
+        }
+    }
+
+    async fn conversation_of(
+        &self,
+        access: &Access<'_>,
+        bot: &Bot,
+        id: Uuid,
+        device_id: &str,
+    ) -> Result<Uuid, Problem> {
+        let conversation = self.store.conversation(id).await.map_err(|error| store_problem(&error))?;
+        let conversation = conversation
+            .filter(|conversation| *conversation.key.bot == *bot.name && access.may_see(conversation, Some(device_id)))
+            .ok_or_else(conversations::not_found)?;
+        if conversation.status == ConversationStatus::Closed {
+            return Err(Problem::new(
+                409,
+                "closed",
+                "The conversation is closed. Leave conversation_id out to start one.",
+            ));
+        }
+        self.check_stream()?;
+        Ok(conversation.id)
+    }
+
+    /// Without a connection nothing can be made durable, so nothing is begun.
+    fn check_stream(&self) -> Result<(), Problem> {
+        if self.connection.is_connected() {
+            return Ok(());
+        }
+        Err(Problem::new(503, "not-taken", "The message could not be stored. Please send it again.")
+            .retry_after(RETRY_AFTER_SECONDS))
+    }
+
+    async fn enqueue(
+        &self,
+        request: &ChatRequest,
+        turn: Identified,
+        preference: Preference,
+    ) -> Result<Queued, Problem> {
+        // Listening begins before publishing, so that the notice cannot come in between.
+        let waiting = match preference {
+            Preference::Async => None,
+            Preference::Wait { .. } => {
+                let subject = self.connection.names.turn_notice(turn.turn_id);
+                self.connection.client.subscribe(subject).await.ok()
+            }
+        };
+        let verified = accept(ChatMessage {
+            bot: &turn.bot,
+            conversation_id: turn.conversation_id,
+            turn_id: turn.turn_id,
+            dedupe_id: format!("web:{}", turn.turn_id),
+            device_id: &request.device_id,
+            platform: request.platform,
+            message: &request.message,
+            metadata: request.metadata.clone(),
+            now: Timestamp::now(),
+        });
+        let published = self.publish(&verified).await?;
+        debug_assert_eq!(published.turn_id(), turn.turn_id, "the receipt is for this message");
+        let trace_id = telemetry::trace_id(&tracing::Span::current());
+        Ok(Queued { turn, waiting, preference, trace_id })
+    }
+}
+
+/// A message that is on the stream.
+struct Queued {
+    turn: Identified,
+    waiting: Option<Subscriber>,
+    preference: Preference,
+    trace_id: Option<String>,
+}
+
+impl Queued {
+    async fn answer(mut self, ingress: &Ingress) -> Result<Response, Problem> {
+        let finished = match (self.preference, self.waiting.take()) {
+            (Preference::Wait { limit, .. }, Some(notices)) => match ingress.waiting.try_acquire() {
+                Ok(_permit) => wait(ingress, self.turn.turn_id, notices, limit).await,
+                Err(_) => None,
+            },
+            _ => None,
+        };
+        let mut response = match finished {
+            Some(turn) => {
+                let mut body = turns::view(ingress, &turn).await?;
+                body["trace_id"] = json!(self.trace_id);
+                answer(200, &body)
+            }
+            None => self.accepted(),
+        };
+        if let Some(applied) = self.preference.applied() {
+            response.headers_mut().insert("preference-applied", applied);
+        }
+        Ok(response)
+    }
+
+    fn accepted(&self) -> Response {
+        let url = format!("/v1/turns/{}", self.turn.turn_id);
+        let body = json!({
+            "conversation_id": self.turn.conversation_id,
+            "turn_id": self.turn.turn_id,
+            "status": "queued",
+            "url": url,
+            "trace_id": self.trace_id,
+        });
+        let mut response = answer(202, &body);
+        if let Ok(location) = HeaderValue::from_str(&url) {
+            response.headers_mut().insert("location", location);
+        }
+        response.headers_mut().insert("retry-after", HeaderValue::from(RETRY_AFTER_SECONDS));
+        response
+    }
+}
+
+/// Waits for the turn's outcome; `None` when it did not come in time. A stopping process keeps its callers as long as turns
+/// may still finish.
+async fn wait(ingress: &Ingress, turn_id: Uuid, mut notices: Subscriber, limit: Duration) -> Option<Turn> {
+    let deadline = Instant::now() + limit;
+    let mut look = tokio::time::interval(LOOK_AGAIN);
+    loop {
+        tokio::select! {
+            _ = look.tick() => {}
+            Some(_) = notices.next() => {}
+            () = tokio::time::sleep_until(deadline) => return None,
+            () = ingress.closing.cancelled() => return None,
+        }
+        match ingress.store.turn(turn_id).await {
+            Ok(Some(turn)) => return Some(turn),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(error = %telemetry::chain(&error), "the ledger did not answer a waiting caller");
+            }
+        }
+    }
+}
+
+/// How the caller wants its answer (RFC 7240).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Preference {
+    Wait { limit: Duration, asked: bool },
+    Async,
+}
+
+impl Preference {
+    fn read(headers: &HeaderMap) -> Result<Self, Problem> {
+        let mut preference = Self::Wait { limit: WAIT_MAX, asked: false };
+        let values = headers.get_all("prefer").into_iter().filter_map(|value| value.to_str().ok());
+        for token in values.flat_map(|value| value.split(',')).map(str::trim) {
+            if token.eq_ignore_ascii_case("respond-async") {
+                return Ok(Self::Async);
+            }
+            let wait = token.split_once('=').filter(|(name, _)| name.trim().eq_ignore_ascii_case("wait"));
+            if let Some((_, seconds)) = wait {
+                let seconds: u64 = seconds.trim().trim_matches('"').parse().map_err(|_| {
+                    Problem::field(400, "Prefer", "wait must be a whole number of seconds, such as wait=20.")
+                })?;
+                preference = Self::Wait { limit: Duration::from_secs(seconds).min(WAIT_MAX), asked: true };
+            }
+        }
+        Ok(preference)
+    }
+
+    fn applied(self) -> Option<HeaderValue> {
+        match self {
+            Self::Async => Some(HeaderValue::from_static("respond-async")),
+            Self::Wait { limit, asked: true } => HeaderValue::from_str(&format!("wait={}", limit.as_secs())).ok(),
+            Self::Wait { asked: false, .. } => None,
+        }
+    }
+}
+
+/// The key, bare or as a quoted string of structured fields.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = value.to_str().map(str::trim).unwrap_or_default();
+    let key = key.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(key);
+    if key.is_empty() || key.len() > IDEMPOTENCY_KEY_CHARS_MAX {
+        let detail = format!("must have 1 to {IDEMPOTENCY_KEY_CHARS_MAX} visible ASCII characters.");
+        return Err(Problem::field(400, "Idempotency-Key", detail));
+    }
+    Ok(Some(key.to_owned()))
+}
+
+/// A JSON object, or why it is none.
+pub(super) fn object(bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(Problem::new(400, "malformed", "The body must be a JSON object.")),
+        // Its text names a line and column, never the content.
+        Err(error) => Err(Problem::new(400, "malformed", format!("The body is not JSON: {error}."))),
+    }
+}
+
+/// A string field that may be absent.
+pub(super) fn text(body: &Map<String, Value>, field: &str) -> Result<Option<String>, Problem> {
+    match body.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(_) => Err(Problem::field(422, field, "must be a string.")),
+    }
+}
+
+pub(super) fn conversation_id(text: &str) -> Result<Uuid, Problem> {
+    Uuid::parse_str(text).map_err(|_| Problem::field(400, "conversation_id", "must be a UUID."))
+}
+
+pub(super) fn check_device_id(device_id: &str) -> Result<(), Problem> {
+    let wrong = if device_id.trim().is_empty() {
+        "must not be empty or blank."
+    } else if device_id.chars().count() > DEVICE_ID_CHARS_MAX {
+        "must have at most 255 characters."
+    } else if device_id.chars().any(char::is_control) {
+        "must not have control characters."
+    } else {
+        return Ok(());
+    };
+    Err(Problem::field(422, "device_id", wrong))
+}
+
+fn check_message(message: &str) -> Result<(), Problem> {
+    if message.trim().is_empty() {
+        return Err(Problem::field(422, "message", "must not be empty or blank."));
+    }
+    if message.chars().count() > MESSAGE_CHARS_MAX {
+        return Err(Problem::field(422, "message", format!("must have at most {MESSAGE_CHARS_MAX} characters.")));
+    }
+    Ok(())
+}

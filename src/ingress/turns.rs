@@ -1,0 +1,84 @@
+//! `GET /v1/turns/{turn_id}`, and how a turn looks to API callers.
+
+use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::problem::Problem;
+use super::{Ingress, Shared, json as answer, store_problem};
+use crate::store::Turn;
+
+#[derive(Debug, Deserialize)]
+pub(super) struct OfDevice {
+    device_id: Option<String>,
+}
+
+/// The turn's id is not guessable and was told only to its caller, who therefore needs no device id here.
+pub(super) async fn show(
+    State(ingress): Shared,
+    Path(turn_id): Path<String>,
+    Query(query): Query<OfDevice>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let access = ingress.access(&headers)?;
+    let turn_id = Uuid::parse_str(&turn_id).map_err(|_| Problem::field(400, "turn_id", "must be a UUID."))?;
+    let turn = ingress.store.turn(turn_id).await.map_err(|error| store_problem(&error))?;
+    let claimed = ingress.store.claimed_turn(turn_id).await.map_err(|error| store_problem(&error))?;
+    let conversation_id = turn.as_ref().and_then(|turn| turn.conversation_id).or(claimed).ok_or_else(not_found)?;
+    let conversation = ingress.store.conversation(conversation_id).await.map_err(|error| store_problem(&error))?;
+    let conversation = conversation.ok_or_else(not_found)?;
+    let device_id = query.device_id.as_deref().or(conversation.device_id.as_deref());
+    if !access.may_see(&conversation, device_id) {
+        return Err(not_found());
+    }
+    match turn {
+        Some(turn) => Ok(answer(200, &view(&ingress, &turn).await?)),
+        None => Ok(answer(
+            200,
+            &json!({
+                "conversation_id": conversation_id,
+                "turn_id": turn_id,
+                "status": "queued",
+                "url": format!("/v1/turns/{turn_id}"),
+            }),
+        )),
+    }
+}
+
+/// A finished turn. `reply` is the first of `replies`; a given-up turn's failure reply, which is not in the history, comes
+/// from its deliveries.
+pub(super) async fn view(ingress: &Ingress, turn: &Turn) -> Result<Value, Problem> {
+    let mut replies: Vec<Value> = turn
+        .replies
+        .iter()
+        .map(|message| {
+            json!({
+                "id": message.id, "role": message.role, "content": message.content, "created_at": message.created_at,
+            })
+        })
+        .collect();
+    if replies.is_empty() {
+        let deliveries = ingress.store.deliveries_of_turn(turn.id).await.map_err(|error| store_problem(&error))?;
+        replies.extend(deliveries.iter().map(|delivery| {
+            json!({
+                "id": delivery.message_id, "role": "assistant", "content": delivery.content,
+                "created_at": delivery.created_at,
+            })
+        }));
+    }
+    Ok(json!({
+        "conversation_id": turn.conversation_id,
+        "turn_id": turn.id,
+        "status": turn.state,
+        "reply": replies.first(),
+        "replies": replies,
+        "trace_id": turn.traceparent.as_deref().and_then(|traceparent| traceparent.split('-').nth(1)),
+    }))
+}
+
+fn not_found() -> Problem {
+    Problem::new(404, "not-found", "There is no such turn.")
+}

@@ -1,0 +1,126 @@
+//! The platforms' webhooks: verify, decode, publish, and only then 200.
+//!
+//! Refuses to judge what an authentic event means; the channels decode, and what they do not know is kept and recorded as
+//! ignored. Invariant: a batch is answered 200 only when every event of it is on the stream.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use serde::Deserialize;
+use std::sync::Arc;
+use uuid::Uuid;
+
+use super::problem::Problem;
+use super::{Ingress, Shared, json};
+use crate::channel::{Refusal, Stamp, messenger, telegram};
+use crate::config::{Bot, BotChannel, MessengerBot};
+use crate::message::{Channel, Timestamp};
+use crate::telemetry::metric;
+
+pub(super) fn routes() -> Router<Arc<Ingress>> {
+    Router::new()
+        .route("/webhooks/telegram/{bot}", post(from_telegram))
+        .route("/webhooks/messenger/{bot}", get(challenge).post(from_messenger))
+}
+
+async fn from_telegram(
+    State(ingress): Shared,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let _permit = ingress.admit()?;
+    let Some(bot) = ingress.bots.get(&name) else { return Err(no_such_bot(&name, Channel::Telegram)) };
+    let BotChannel::Telegram(telegram) = &bot.channel else { return Err(no_such_bot(&name, Channel::Telegram)) };
+    let body = ingress.body(body).await?;
+    let secret = headers.get("x-telegram-bot-api-secret-token").map(HeaderValue::as_bytes);
+    let verified = telegram::receive(bot, telegram, secret, &body, &mut stamp(&mut Uuid::now_v7))
+        .map_err(|refusal| refused(bot, &refusal))?;
+    ingress.publish(&verified).await?;
+    Ok(json(200, &serde_json::json!({})))
+}
+
+#[derive(Debug, Deserialize)]
+struct Challenge {
+    #[serde(rename = "hub.mode")]
+    mode: Option<String>,
+    #[serde(rename = "hub.verify_token")]
+    verify_token: Option<String>,
+    #[serde(rename = "hub.challenge")]
+    challenge: Option<String>,
+}
+
+async fn challenge(
+    State(ingress): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<Challenge>,
+) -> Result<Response, Problem> {
+    let (_, messenger) = messenger_bot(&ingress, &name)?;
+    let answer = messenger::challenge(
+        messenger,
+        query.mode.as_deref(),
+        query.verify_token.as_deref(),
+        query.challenge.as_deref(),
+    );
+    match answer {
+        Some(challenge) => Ok(([("content-type", "text/plain; charset=utf-8")], challenge).into_response()),
+        None => Err(Problem::new(403, "forbidden", "hub.verify_token is not the configured verify_token.")),
+    }
+}
+
+async fn from_messenger(
+    State(ingress): Shared,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let _permit = ingress.admit()?;
+    let (bot, messenger) = messenger_bot(&ingress, &name)?;
+    let body = ingress.body(body).await?;
+    let signature = headers.get("x-hub-signature-256").map(HeaderValue::as_bytes);
+    let others: Vec<(&Bot, &MessengerBot)> = ingress.bots.values().filter_map(as_messenger).collect();
+    let verified = messenger::receive(bot, messenger, &others, signature, &body, &mut stamp(&mut Uuid::now_v7))
+        .map_err(|refusal| refused(bot, &refusal))?;
+    // One after the other: when one is not taken, none behind it may be, or a sender's messages would change places.
+    for event in &verified {
+        ingress.publish(event).await?;
+    }
+    Ok("EVENT_RECEIVED".into_response())
+}
+
+fn messenger_bot<'a>(ingress: &'a Ingress, name: &str) -> Result<(&'a Bot, &'a MessengerBot), Problem> {
+    ingress.bots.get(name).and_then(as_messenger).ok_or_else(|| no_such_bot(name, Channel::Messenger))
+}
+
+fn as_messenger(bot: &Bot) -> Option<(&Bot, &MessengerBot)> {
+    match &bot.channel {
+        BotChannel::Messenger(messenger) => Some((bot, messenger)),
+        _ => None,
+    }
+}
+
+fn stamp(new_id: &mut dyn FnMut() -> Uuid) -> Stamp<'_> {
+    Stamp { now: Timestamp::now(), new_id }
+}
+
+fn no_such_bot(name: &str, channel: Channel) -> Problem {
+    tracing::warn!(bot = name, %channel, "a webhook for a bot that is not configured");
+    Problem::new(404, "not-found", format!("No {channel} bot of this name is configured."))
+}
+
+fn refused(bot: &Bot, refusal: &Refusal) -> Problem {
+    tracing::warn!(bot = bot.name, refusal = %refusal, "a webhook request was refused");
+    match refusal {
+        Refusal::Unauthorized => {
+            metric::ingress_message(bot.channel(), &bot.name, "unauthorized");
+            Problem::new(401, "unauthorized", "The request does not prove that the platform sent it.")
+        }
+        Refusal::Malformed { detail } => {
+            metric::ingress_message(bot.channel(), &bot.name, "malformed");
+            Problem::new(400, "malformed", detail.clone())
+        }
+    }
+}
