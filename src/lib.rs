@@ -31,3 +31,9 @@ pub mod ingress;
 pub mod egress;
 
 pub mod audit;
+
+pub mod nats_server;
+
+pub mod server;
+
+pub mod cli;

@@ -1,0 +1,181 @@
+//! `turnwise telegram set-webhook|delete-webhook|info`: a bot's webhook at the Bot API
+//! (<https://core.telegram.org/bots/api#setwebhook>).
+//!
+//! Refuses to print or log the token: it is part of every address called here.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{WithConfig, print, say};
+use crate::config::{BotChannel, Config, TelegramBot};
+use crate::http;
+use crate::message::Timestamp;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Telegram {
+    /// Have updates sent to `http.public_url`
+    SetWebhook(OfBot),
+    /// Have updates kept by Telegram
+    DeleteWebhook(OfBot),
+    /// What Telegram knows of the webhook, and what is wrong with it
+    Info(OfBot),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OfBot {
+    #[command(flatten)]
+    config: WithConfig,
+    /// The bot, by its name in the configuration
+    #[arg(long)]
+    bot: String,
+}
+
+/// Update kinds that this version reads; an explicit list keeps the rest from being sent at all.
+const ALLOWED_UPDATES: [&str; 3] = ["message", "callback_query", "my_chat_member"];
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Telegram {
+    const fn of_bot(&self) -> &OfBot {
+        match self {
+            Self::SetWebhook(of_bot) | Self::DeleteWebhook(of_bot) | Self::Info(of_bot) => of_bot,
+        }
+    }
+
+    pub(super) fn config(&self) -> &Path {
+        &self.of_bot().config.config
+    }
+}
+
+pub(super) async fn run(config: &Config, command: &Telegram) -> anyhow::Result<ExitCode> {
+    let name = &command.of_bot().bot;
+    let Some(bot) = config.bots.get(name) else {
+        let known: Vec<&str> = config.bots.keys().map(String::as_str).collect();
+        say(&format!("error: no bot \"{name}\" is configured\nhint: the bots are {}", known.join(", ")));
+        return Ok(ExitCode::from(2));
+    };
+    let BotChannel::Telegram(telegram) = &bot.channel else {
+        say(&format!("error: the bot \"{name}\" is not a Telegram bot"));
+        return Ok(ExitCode::from(2));
+    };
+    match command {
+        Telegram::SetWebhook(_) => {
+            let url = webhook_url(config, name)?;
+            let Some(secret) = &telegram.webhook_secret else {
+                bail!("the bot \"{name}\" has no webhook_secret, without which no update would be accepted")
+            };
+            let body = json!({
+                "url": url, "secret_token": secret.expose(), "allowed_updates": ALLOWED_UPDATES,
+                "max_connections": 40,
+            });
+            call::<Value>(telegram, "setWebhook", &body).await?;
+            say(&format!("Telegram sends the updates of \"{name}\" to {url}"));
+        }
+        Telegram::DeleteWebhook(_) => {
+            call::<Value>(telegram, "deleteWebhook", &json!({})).await?;
+            say(&format!("Telegram keeps the updates of \"{name}\", for at most 24 hours"));
+        }
+        Telegram::Info(_) => {
+            let info: Value = call(telegram, "getWebhookInfo", &json!({})).await?;
+            print(&serde_json::to_string_pretty(&info).context("cannot write JSON")?)?;
+            let expected = webhook_url(config, name).ok();
+            for finding in diagnose(&info, expected.as_deref(), Timestamp::now()) {
+                say(&format!("warning: {finding}"));
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn webhook_url(config: &Config, bot: &str) -> anyhow::Result<String> {
+    let Some(public) = &config.http.public_url else {
+        bail!("http.public_url is not set; Telegram needs the https address under which it reaches this server")
+    };
+    if !public.starts_with("https://") {
+        bail!("http.public_url must begin with https://, or Telegram will not call it");
+    }
+    Ok(format!("{}/webhooks/telegram/{bot}", public.trim_end_matches('/')))
+}
+
+#[derive(Debug, Deserialize)]
+struct Envelope<T> {
+    ok: bool,
+    result: Option<T>,
+    error_code: Option<i64>,
+    description: Option<String>,
+}
+
+async fn call<T: serde::de::DeserializeOwned>(bot: &TelegramBot, method: &str, body: &Value) -> anyhow::Result<T> {
+    let url = format!("{}/bot{}/{method}", bot.api_base, bot.token.expose());
+    let base = reqwest::Url::parse(&bot.api_base).context("api_base is not an address")?;
+    let client = http::client(&base).context("cannot build an HTTP client; are the CA certificates installed?")?;
+    let response = client.post(url).timeout(TIMEOUT).json(body).send().await.map_err(reqwest::Error::without_url);
+    let response = response.with_context(|| format!("cannot reach the Bot API at {}", bot.api_base))?;
+    let status = response.status();
+    let answer: Envelope<T> = response
+        .json()
+        .await
+        .map_err(reqwest::Error::without_url)
+        .with_context(|| format!("the Bot API answered {status}, and not in its own form"))?;
+    match answer.result {
+        Some(result) if answer.ok => Ok(result),
+        _ => bail!(
+            "the Bot API refused {method}: {} {}",
+            answer.error_code.unwrap_or_else(|| i64::from(status.as_u16())),
+            answer.description.unwrap_or_default()
+        ),
+    }
+}
+
+/// What an operator should know of `getWebhookInfo`'s answer.
+fn diagnose(info: &Value, expected: Option<&str>, now: Timestamp) -> Vec<String> {
+    let mut findings = Vec::new();
+    let url = info["url"].as_str().unwrap_or_default();
+    match expected {
+        _ if url.is_empty() => findings.push("no webhook is set; run `turnwise telegram set-webhook`".to_owned()),
+        Some(expected) if url != expected => {
+            findings.push(format!("updates go to another address than this configuration's {expected}"));
+        }
+        _ => {}
+    }
+    if let Some(pending) = info["pending_update_count"].as_u64().filter(|pending| *pending > 0) {
+        findings.push(format!("{pending} updates wait at Telegram, which keeps them for at most 24 hours"));
+    }
+    if let (Some(date), Some(message)) = (info["last_error_date"].as_i64(), info["last_error_message"].as_str()) {
+        let age = now.micros_since(Timestamp::from_micros(date.saturating_mul(1_000_000))) / 60_000_000;
+        findings.push(format!("the last delivery failed {age} minutes ago: {message}"));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_diagnosis_names_what_is_wrong() {
+        let now = Timestamp::from_micros(1_787_000_600_000_000);
+        let check = |info: Value, expected: &[&str]| {
+            assert_eq!(diagnose(&info, Some("https://bots.example.com/webhooks/telegram/support"), now), expected);
+        };
+        check(json!({ "url": "https://bots.example.com/webhooks/telegram/support", "pending_update_count": 0 }), &[]);
+        check(json!({ "url": "" }), &["no webhook is set; run `turnwise telegram set-webhook`"]);
+        check(
+            json!({
+                "url": "https://elsewhere.example.com/hook", "pending_update_count": 3,
+                "last_error_date": 1_787_000_000, "last_error_message": "Wrong response from the webhook: 401",
+            }),
+            &[
+                "updates go to another address than this configuration's https://bots.example.com/webhooks/telegram/support",
+                "3 updates wait at Telegram, which keeps them for at most 24 hours",
+                "the last delivery failed 10 minutes ago: Wrong response from the webhook: 401",
+            ],
+        );
+    }
+}

@@ -1,0 +1,321 @@
+//! The composition root: builds the roles of one process in order, watches them, and takes them down in reverse.
+//!
+//! Invariants: migrations run before anything else; readiness falls before anything stops; what is running gets the grace
+//! to finish, and what does not finish stays on the stream.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use backoff::ExponentialBackoffBuilder;
+use backoff::backoff::Backoff as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::{self, Owned};
+use crate::config::{Config, NatsServer};
+use crate::egress::Egress;
+use crate::ingress::{self, Ingress};
+use crate::nats_server::ManagedServer;
+use crate::responder::history::{Budget, HistoryCache};
+use crate::responder::{self, Responders};
+use crate::scheduler::{self, Limits, SchedulerError, Stopping, Work};
+use crate::store::Store;
+use crate::stream::{self, Connection, Lane, Publisher, StreamHandle};
+use crate::telemetry::{Metrics, chain};
+use crate::turn::{self, Settings, Turns, outbox};
+
+/// How long the database and NATS may take to come up at start, as when a whole machine boots.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Chats that are written to at once.
+const SENDS_AT_ONCE: usize = 1_024;
+
+/// Attempts at a part that is known not to have arrived, with pauses growing to [`SEND_PAUSE_MAX`]: about five minutes, in
+/// which later replies of that chat wait.
+const SEND_ATTEMPTS: u32 = 12;
+const SEND_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// The longest pause before a failed turn is tried again.
+const TURN_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// Memory for histories, in bytes: about 10,000 conversations of 40 short messages.
+const HISTORY_CACHE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What one process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    pub ingress: bool,
+    pub worker: bool,
+    pub egress: bool,
+}
+
+impl Roles {
+    pub const ALL: Self = Self { ingress: true, worker: true, egress: true };
+}
+
+/// Database, streams and managed server, opened for any command that needs them.
+#[derive(Debug)]
+pub struct Backends {
+    pub store: Store,
+    pub connection: Connection,
+    managed: Option<ManagedServer>,
+}
+
+impl Backends {
+    /// Starts the managed server if one is configured, opens and migrates the database, connects to NATS. Waits for what is
+    /// not up yet, at most [`START_PATIENCE`].
+    ///
+    /// # Errors
+    /// When something is not there in time or refuses.
+    pub async fn open(config: &Config) -> anyhow::Result<Self> {
+        let store = open_store(config).await?;
+        store.migrate().await?;
+        let (managed, addresses) = match &config.nats.server {
+            NatsServer::Urls(addresses) => (None, addresses.clone()),
+            NatsServer::Managed { sync, data } => {
+                let managed = ManagedServer::start(data, *sync).await?;
+                let address = managed.url().to_owned();
+                (Some(managed), vec![address])
+            }
+        };
+        let connection = patiently(|| Connection::open(config, &addresses), |_| true).await?;
+        Ok(Self { store, connection, managed })
+    }
+
+    /// Closes the connections, what was acknowledged last flushed, and stops the managed server, if there is one.
+    pub async fn close(self) {
+        if let Err(error) = self.connection.client.drain().await {
+            tracing::debug!(error = %error, "the connection to NATS was gone already");
+        }
+        self.store.close().await;
+        if let Some(managed) = self.managed {
+            managed.stop().await;
+        }
+    }
+}
+
+/// Opens the database without migrating it.
+///
+/// # Errors
+/// When it does not answer within [`START_PATIENCE`], or refuses.
+pub async fn open_store(config: &Config) -> anyhow::Result<Store> {
+    let database = &config.database;
+    let store = patiently(
+        || Store::connect(database.url.expose(), database.max_connections),
+        crate::store::StoreError::is_transient,
+    )
+    .await?;
+    Ok(store)
+}
+
+/// Runs the roles until `stop` is cancelled, then drains. `ready` hears the address once everything is up.
+///
+/// # Errors
+/// When something cannot be started, or when a part stops by itself, such as after another process took over.
+pub async fn run(
+    config: &Config,
+    roles: Roles,
+    registered: Responders,
+    stop: CancellationToken,
+    ready: impl FnOnce(std::net::SocketAddr),
+) -> anyhow::Result<()> {
+    // Bound first: a taken port must be found before partitions are taken over.
+    let listener = TcpListener::bind(config.http.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}; choose another address with http.listen", config.http.listen))?;
+    let address = listener.local_addr().context("cannot tell the address listened on")?;
+    let metrics = Metrics::install()?;
+    let responders = responder::build(config, registered).map_err(|errors| unusable(&errors))?;
+    let backends = Backends::open(config).await?;
+    let outcome = Running::start(config, roles, responders, &backends, metrics, listener).await;
+    let outcome = match outcome {
+        Ok(running) => {
+            ready(address);
+            running.until(stop, config.http.shutdown_grace).await
+        }
+        Err(error) => Err(error),
+    };
+    backends.close().await;
+    outcome
+}
+
+/// The parts of a running process.
+struct Running {
+    schedulers: Vec<JoinHandle<Result<(), SchedulerError>>>,
+    http: JoinHandle<std::io::Result<()>>,
+    stopping: Stopping,
+    draining: CancellationToken,
+    closing: CancellationToken,
+}
+
+impl Running {
+    async fn start(
+        config: &Config,
+        roles: Roles,
+        responders: Responders,
+        backends: &Backends,
+        metrics: Metrics,
+        listener: TcpListener,
+    ) -> anyhow::Result<Self> {
+        let (store, connection) = (&backends.store, &backends.connection);
+        let inbound = stream::ensure(connection, &config.nats, Lane::Inbound).await?;
+        let outbound = stream::ensure(connection, &config.nats, Lane::Outbound).await?;
+        stream::ensure(connection, &config.nats, Lane::Dead).await?;
+        let publisher = Publisher::new(connection.clone(), config.nats.partitions);
+        let stopping = Stopping::default();
+        let mut schedulers = Vec::new();
+        if roles.worker {
+            let owned = cluster::take_over_all(&inbound, store, config.nats.partitions).await?;
+            let published = outbox::publish_left_behind(store, &publisher, &owned).await?;
+            if published > 0 {
+                tracing::info!(deliveries = published, "deliveries left behind were put on the outbound stream");
+            }
+            let turns = turns(config, store, &publisher, responders);
+            schedulers.push(spawn(turns, inbound.clone(), store, owned, turn_limits(config), &stopping));
+        }
+        if roles.egress {
+            let owned = cluster::take_over_all(&outbound, store, config.nats.partitions).await?;
+            let egress = Egress::new(store.clone(), publisher.clone(), config.bots.clone())?;
+            schedulers.push(spawn(egress, outbound, store, owned, send_limits(), &stopping));
+        }
+        let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
+        tokio::spawn({
+            let (metrics, closing) = (metrics.clone(), closing.clone());
+            async move { metrics.run_upkeep(closing).await }
+        });
+        let shared =
+            Ingress::new(config, store.clone(), inbound, publisher, metrics, draining.clone(), closing.clone());
+        let router = ingress::router(Arc::new(shared), roles.ingress);
+        let serve = axum::serve(listener, router).with_graceful_shutdown(closing.clone().cancelled_owned());
+        let http = tokio::spawn(serve.into_future());
+        Ok(Self { schedulers, http, stopping, draining, closing })
+    }
+
+    async fn until(mut self, stop: CancellationToken, grace: Duration) -> anyhow::Result<()> {
+        let fault = tokio::select! {
+            () = stop.cancelled() => None,
+            fault = first_fault(&mut self.schedulers) => Some(fault),
+            ended = &mut self.http => Some(anyhow::anyhow!("the HTTP server ended: {ended:?}")),
+        };
+        match &fault {
+            None => tracing::info!(grace_seconds = grace.as_secs(), "stopping"),
+            Some(error) => tracing::error!(error = format!("{error:#}"), "stopping because of a fault"),
+        }
+        self.drain(grace).await;
+        fault.map_or(Ok(()), Err)
+    }
+
+    /// Readiness falls; webhooks are still taken; turns and sends finish within the grace; then the port closes.
+    async fn drain(self, grace: Duration) {
+        self.draining.cancel();
+        self.stopping.drain.cancel();
+        let halt = self.stopping.halt.clone();
+        let timer = tokio::spawn(async move {
+            tokio::time::sleep(grace).await;
+            halt.cancel();
+        });
+        for scheduler in self.schedulers {
+            if let Ok(Err(error)) = scheduler.await {
+                tracing::error!(error = %error, "while stopping");
+            }
+        }
+        timer.abort();
+        self.closing.cancel();
+        if tokio::time::timeout(CLOSE_PATIENCE, self.http).await.is_err() {
+            tracing::warn!("some HTTP requests did not end in time");
+        }
+    }
+}
+
+/// Requests that are being answered when the port closes get this long.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The first scheduler that stops by itself, and why.
+async fn first_fault(schedulers: &mut Vec<JoinHandle<Result<(), SchedulerError>>>) -> anyhow::Error {
+    if schedulers.is_empty() {
+        return std::future::pending().await;
+    }
+    let (ended, index, _) = futures_util::future::select_all(schedulers.iter_mut()).await;
+    // Taken out: a finished task must not be awaited again.
+    drop(schedulers.swap_remove(index));
+    match ended {
+        Ok(Ok(())) => anyhow::anyhow!("a scheduler stopped without being told to"),
+        Ok(Err(error)) => error.into(),
+        Err(error) => anyhow::Error::new(error).context("a scheduler failed"),
+    }
+}
+
+fn spawn<W: Work>(
+    work: W,
+    handle: StreamHandle,
+    store: &Store,
+    owned: Vec<Owned>,
+    limits: Limits,
+    stopping: &Stopping,
+) -> JoinHandle<Result<(), SchedulerError>> {
+    tokio::spawn(scheduler::run(Arc::new(work), handle, store.clone(), owned, limits, stopping.clone()))
+}
+
+fn turns(config: &Config, store: &Store, publisher: &Publisher, responders: Responders) -> Turns {
+    let bots: BTreeMap<String, Settings> = config
+        .bots
+        .iter()
+        .map(|(name, bot)| {
+            let budget = config.responders.get(&bot.responder).map(Budget::from).unwrap_or_default();
+            (name.clone(), Settings { bot: bot.clone(), budget })
+        })
+        .collect();
+    let history_messages = bots.values().map(|settings| settings.budget.messages).max().unwrap_or_default();
+    Turns {
+        store: store.clone(),
+        publisher: publisher.clone(),
+        bots,
+        responders,
+        cache: HistoryCache::new(HISTORY_CACHE_BYTES, history_messages as usize),
+        history_messages,
+        turn_timeout: config.worker.turn_timeout,
+    }
+}
+
+/// Every problem of the responders, a line each.
+fn unusable(errors: &[responder::BuildError]) -> anyhow::Error {
+    let lines: Vec<String> = errors.iter().map(|error| chain(error)).collect();
+    anyhow::anyhow!("the responders cannot be built\n  {}", lines.join("\n  "))
+}
+
+fn turn_limits(config: &Config) -> Limits {
+    Limits {
+        max_running: config.worker.max_turns,
+        max_attempts: config.worker.max_attempts,
+        retry: turn::retry(TURN_PAUSE_MAX),
+    }
+}
+
+fn send_limits() -> Limits {
+    Limits { max_running: SENDS_AT_ONCE, max_attempts: SEND_ATTEMPTS, retry: turn::retry(SEND_PAUSE_MAX) }
+}
+
+/// Tries until it works, an error is final, or [`START_PATIENCE`] is over.
+async fn patiently<T, E, F>(mut attempt: impl FnMut() -> F, worth_waiting: impl Fn(&E) -> bool) -> Result<T, E>
+where
+    F: Future<Output = Result<T, E>>,
+    E: std::error::Error + 'static,
+{
+    let mut pause = ExponentialBackoffBuilder::new()
+        .with_initial_interval(Duration::from_millis(100))
+        .with_max_interval(Duration::from_secs(2))
+        .with_max_elapsed_time(Some(START_PATIENCE))
+        .build();
+    loop {
+        let error = match attempt().await {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        let Some(pause) = pause.next_backoff().filter(|_| worth_waiting(&error)) else { return Err(error) };
+        tracing::warn!(error = %chain(&error), "not up yet, waiting");
+        tokio::time::sleep(pause).await;
+    }
+}
