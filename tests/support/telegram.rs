@@ -1,0 +1,283 @@
+//! A stand-in for Telegram, both directions: the Bot API that a bot calls, and the webhook sender that calls the bot.
+//!
+//! Inbound it keeps Telegram's rules as the published Bot API server has them: one queue per chat, strictly one after
+//! another, chats side by side, the same update again until the answer is 2xx; only the pauses are scaled from seconds to
+//! milliseconds. Refuses to know Turnwise. Invariant: a message is in [`Log::delivered`] exactly when a user would see it.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use futures_util::stream;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::http_client;
+
+pub(crate) const TOKEN: &str = "424242:stand-in-token";
+pub(crate) const SECRET: &str = "stand-in-secret";
+
+/// Pauses between two tries of one update: Telegram's 2 s to 120 s, a thousandth of it.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(120);
+
+/// What the next `sendMessage` to a chat gets instead of an answer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Fault {
+    /// 429 with `retry_after` in seconds; not delivered.
+    TooManyRequests { retry_after: u64 },
+    /// 403, the user has blocked the bot; not delivered.
+    Forbidden,
+    /// 500 with Telegram's JSON; not delivered.
+    ServerError,
+    /// 502 with a proxy's HTML; delivered, which the caller cannot know.
+    BadGateway,
+    /// The answer breaks off; delivered, which the caller cannot know.
+    Cut,
+    /// No answer, ever; not delivered.
+    Hang,
+}
+
+/// One call of `sendMessage`.
+#[derive(Debug, Clone)]
+pub(crate) struct Sent {
+    pub(crate) chat: i64,
+    pub(crate) text: String,
+    pub(crate) at: Instant,
+}
+
+/// What has been asked of the Bot API so far, in order of arrival.
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    /// Every call of `sendMessage`, also those that got a fault.
+    pub(crate) attempts: Vec<Sent>,
+    /// What users see.
+    pub(crate) delivered: Vec<Sent>,
+}
+
+impl Log {
+    /// The texts that a chat sees, in order.
+    pub(crate) fn texts(&self, chat: i64) -> Vec<String> {
+        self.delivered.iter().filter(|sent| sent.chat == chat).map(|sent| sent.text.clone()).collect()
+    }
+
+    /// The same for every chat.
+    pub(crate) fn texts_by_chat(&self) -> BTreeMap<i64, Vec<String>> {
+        let mut chats: BTreeMap<i64, Vec<String>> = BTreeMap::new();
+        for sent in &self.delivered {
+            chats.entry(sent.chat).or_default().push(sent.text.clone());
+        }
+        chats
+    }
+}
+
+pub(crate) struct Telegram {
+    api: Arc<Api>,
+    address: SocketAddr,
+    inbound: Arc<Inbound>,
+    queues: Mutex<HashMap<i64, mpsc::UnboundedSender<Value>>>,
+    next_update: AtomicI64,
+    /// The Bot API server and the senders of all chats; they end with the stand-in.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+struct Api {
+    log: watch::Sender<Log>,
+    faults: Mutex<HashMap<i64, VecDeque<Fault>>>,
+}
+
+struct Inbound {
+    client: reqwest::Client,
+    webhook: String,
+    /// Updates handed over, and updates that the webhook took.
+    progress: watch::Sender<(usize, usize)>,
+}
+
+impl Telegram {
+    /// `webhook` is where the bot listens: `http://127.0.0.1:PORT/webhooks/telegram/BOT`.
+    pub(crate) async fn start(webhook: String) -> Self {
+        let api = Arc::new(Api { log: watch::Sender::default(), faults: Mutex::default() });
+        let router =
+            axum::Router::new().route("/{bot}/{method}", axum::routing::any(call)).with_state(Arc::clone(&api));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self {
+            api,
+            address,
+            inbound: Arc::new(Inbound { client: http_client(), webhook, progress: watch::Sender::default() }),
+            queues: Mutex::default(),
+            next_update: AtomicI64::new(1_000),
+            tasks: Mutex::new(tasks),
+        }
+    }
+
+    /// For `api_base`.
+    pub(crate) fn base_url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The next `sendMessage` to this chat gets `fault`; several queue up.
+    pub(crate) fn fail_next(&self, chat: i64, fault: Fault) {
+        self.api.faults.lock().unwrap().entry(chat).or_default().push_back(fault);
+    }
+
+    /// A text message of a private chat, as Telegram would write it.
+    pub(crate) fn update(&self, chat: i64, text: &str) -> Value {
+        let update_id = self.next_update.fetch_add(1, Ordering::Relaxed);
+        let person = json!({ "id": chat, "is_bot": false, "first_name": "Ann", "language_code": "en" });
+        let chat = json!({ "id": chat, "type": "private", "first_name": "Ann" });
+        let date = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let message =
+            json!({ "message_id": update_id - 900, "date": date, "chat": chat, "from": person, "text": text });
+        json!({ "update_id": update_id, "message": message })
+    }
+
+    /// Hands a text message to the chat's queue, which delivers it sooner or later, and returns the update.
+    pub(crate) fn send(&self, chat: i64, text: &str) -> Value {
+        let update = self.update(chat, text);
+        self.inbound.progress.send_modify(|(sent, _)| *sent += 1);
+        let mut queues = self.queues.lock().unwrap();
+        let queue = queues.entry(chat).or_insert_with(|| {
+            let (queue, updates) = mpsc::unbounded_channel();
+            self.tasks.lock().unwrap().spawn(deliver_in_order(Arc::clone(&self.inbound), updates));
+            queue
+        });
+        queue.send(update.clone()).unwrap();
+        update
+    }
+
+    /// One try of one update, around the queues.
+    pub(crate) async fn post(&self, update: &Value) -> Option<StatusCode> {
+        self.inbound.post(update).await
+    }
+
+    /// Returns when the webhook has taken every update handed over so far.
+    pub(crate) async fn all_taken(&self, limit: Duration) {
+        let mut progress = self.inbound.progress.subscribe();
+        let all = tokio::time::timeout(limit, progress.wait_for(|(sent, taken)| sent == taken)).await.is_ok();
+        let (sent, taken) = *self.inbound.progress.borrow();
+        assert!(all, "after {limit:?} the webhook has taken {taken} of {sent} updates");
+    }
+
+    /// Looks at the log.
+    pub(crate) fn log<T>(&self, look: impl FnOnce(&Log) -> T) -> T {
+        look(&self.api.log.borrow())
+    }
+
+    /// Returns when the log fulfils `condition`, looked at after each call of the Bot API.
+    pub(crate) async fn wait(&self, what: &str, limit: Duration, condition: impl FnMut(&Log) -> bool) {
+        let mut log = self.api.log.subscribe();
+        let found = tokio::time::timeout(limit, log.wait_for(condition)).await.is_ok();
+        self.log(|log| {
+            assert!(
+                found,
+                "waited {limit:?} in vain for {what}: {} messages delivered in {} attempts, the last {:?}",
+                log.delivered.len(),
+                log.attempts.len(),
+                log.attempts.last()
+            );
+        });
+    }
+
+    /// Returns when the chat sees at least these many messages; gives all that it sees.
+    pub(crate) async fn wait_for_texts(&self, chat: i64, count: usize, limit: Duration) -> Vec<String> {
+        self.wait(&format!("{count} messages in chat {chat}"), limit, |log| log.texts(chat).len() >= count).await;
+        self.log(|log| log.texts(chat))
+    }
+}
+
+impl Inbound {
+    /// `None` when there was no answer at all.
+    async fn post(&self, update: &Value) -> Option<StatusCode> {
+        let request = self.client.post(&self.webhook).header("X-Telegram-Bot-Api-Secret-Token", SECRET).json(update);
+        Some(request.send().await.ok()?.status())
+    }
+}
+
+async fn deliver_in_order(inbound: Arc<Inbound>, mut updates: mpsc::UnboundedReceiver<Value>) {
+    while let Some(update) = updates.recv().await {
+        let mut pause = FIRST_PAUSE;
+        while !inbound.post(&update).await.is_some_and(|status| status.is_success()) {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        inbound.progress.send_modify(|(_, taken)| *taken += 1);
+    }
+}
+
+async fn call(State(api): State<Arc<Api>>, Path((bot, method)): Path<(String, String)>, body: String) -> Response {
+    if bot.strip_prefix("bot") != Some(TOKEN) {
+        return error(StatusCode::UNAUTHORIZED, "Unauthorized", None);
+    }
+    match method.as_str() {
+        "sendMessage" => send_message(&api, &body).await,
+        "getMe" => result(&json!({ "id": 424_242, "is_bot": true, "first_name": "Ann", "username": "stand_in_bot" })),
+        "getWebhookInfo" => result(&json!({ "url": "", "has_custom_certificate": false, "pending_update_count": 0 })),
+        "setWebhook" | "deleteWebhook" => result(&json!(true)),
+        _ => error(StatusCode::NOT_FOUND, "Not Found", None),
+    }
+}
+
+async fn send_message(api: &Api, body: &str) -> Response {
+    let request: Value = serde_json::from_str(body).unwrap_or_default();
+    let chat = &request["chat_id"];
+    let chat = chat.as_i64().or_else(|| chat.as_str()?.parse().ok());
+    let (Some(chat), Some(text)) = (chat, request["text"].as_str()) else {
+        return error(StatusCode::BAD_REQUEST, "Bad Request: chat_id or text is missing", None);
+    };
+    // Emoji of the astral planes are taken as two, the stricter reading of the limit.
+    if text.encode_utf16().count() > 4096 {
+        return error(StatusCode::BAD_REQUEST, "Bad Request: message is too long", None);
+    }
+    let fault = api.faults.lock().unwrap().get_mut(&chat).and_then(VecDeque::pop_front);
+    let delivered = matches!(fault, None | Some(Fault::BadGateway | Fault::Cut));
+    let sent = Sent { chat, text: text.to_owned(), at: Instant::now() };
+    let mut message_id = 0;
+    api.log.send_modify(|log| {
+        log.attempts.push(sent.clone());
+        if delivered {
+            log.delivered.push(sent);
+        }
+        message_id = log.attempts.len();
+    });
+    match fault {
+        None => {
+            result(&json!({ "message_id": message_id, "date": 1_800_000_000, "chat": { "id": chat }, "text": text }))
+        }
+        Some(Fault::TooManyRequests { retry_after }) => {
+            let description = format!("Too Many Requests: retry after {retry_after}");
+            error(StatusCode::TOO_MANY_REQUESTS, &description, Some(retry_after))
+        }
+        Some(Fault::Forbidden) => error(StatusCode::FORBIDDEN, "Forbidden: bot was blocked by the user", None),
+        Some(Fault::ServerError) => error(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", None),
+        Some(Fault::BadGateway) => (StatusCode::BAD_GATEWAY, Html("<html>502 Bad Gateway</html>")).into_response(),
+        Some(Fault::Cut) => {
+            Body::from_stream(stream::iter([Ok("{\"ok\":true,"), Err(std::io::Error::other("cut"))])).into_response()
+        }
+        Some(Fault::Hang) => std::future::pending().await,
+    }
+}
+
+fn result(result: &Value) -> Response {
+    Json(json!({ "ok": true, "result": result })).into_response()
+}
+
+fn error(status: StatusCode, description: &str, retry_after: Option<u64>) -> Response {
+    let mut body = json!({ "ok": false, "error_code": status.as_u16(), "description": description });
+    let Some(seconds) = retry_after else {
+        return (status, Json(body)).into_response();
+    };
+    body["parameters"] = json!({ "retry_after": seconds });
+    (status, [(header::RETRY_AFTER, seconds.to_string())], Json(body)).into_response()
+}
