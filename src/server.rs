@@ -66,7 +66,7 @@ pub struct Backends {
 
 impl Backends {
     /// Starts the managed server if one is configured, opens and migrates the database, connects to NATS. Waits for what is
-    /// not up yet, at most [`START_PATIENCE`].
+    /// not up yet, at most 30 s.
     ///
     /// # Errors
     /// When something is not there in time or refuses.
@@ -100,7 +100,7 @@ impl Backends {
 /// Opens the database without migrating it.
 ///
 /// # Errors
-/// When it does not answer within [`START_PATIENCE`], or refuses.
+/// When it does not answer within 30 s, or refuses.
 pub async fn open_store(config: &Config) -> anyhow::Result<Store> {
     let database = &config.database;
     let store = patiently(
