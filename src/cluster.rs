@@ -29,6 +29,22 @@ pub struct Owned {
     pub after: u64,
 }
 
+/// What a scheduler is told.
+#[derive(Debug)]
+pub enum Assignment {
+    /// Work on this partition: the epoch is raised, the old owner's consumers are removed, what was left behind is prepared.
+    Take(Owned),
+    /// Stop working on it: what runs may finish within the grace, then `released` is sent.
+    Give { partition: u16, released: tokio::sync::oneshot::Sender<()> },
+}
+
+/// What a scheduler reports back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// A commit or a consumer's check found a newer owner: the partition is not ours any more.
+    Lost { partition: u16 },
+}
+
 /// Takes over all partitions of a stream.
 ///
 /// # Errors

@@ -1,44 +1,30 @@
-//! The loop between a stream and its work: partitions feed lanes, lanes start tasks, tasks end in receipts, receipts
-//! acknowledge. The same loop runs conversations' turns and chats' deliveries; what the work is, [`Work`] says.
+//! Between a stream and its work: partitions feed lanes, lanes start tasks, tasks end in receipts, receipts acknowledge.
+//! The same machinery runs conversations' turns and chats' deliveries; what the work is, [`Work`] says.
 //!
 //! Refuses to know messages' contents. Invariants: one task per lane at a time, in stream order; a message is acknowledged
 //! only against a receipt; a failed one is tried again in its place, never behind later ones (nothing is ever NAKed).
 
-use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use backoff::ExponentialBackoff;
-use backoff::backoff::Backoff as _;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tokio_util::time::DelayQueue;
 
-use self::lanes::{LaneKey, Lanes, Slot, Start};
-use self::progress::{Arrival, Progress};
-use crate::cluster::Owned;
+use self::engine::Engine;
+use crate::cluster::{Assignment, Notice};
 use crate::message::Timestamp;
 use crate::store::{Ownership, Receipt, Store, StoreError};
-use crate::stream::{Delivery, StreamHandle, StreamMessage};
+use crate::stream::{StreamHandle, StreamMessage};
 
-mod checkpoints;
+mod engine;
 mod feeder;
 pub mod lanes;
+mod parking;
+mod partitions;
 pub mod progress;
-
-/// Batches on their way from the feeders to the loop: two per partition of the default 64.
-const EVENTS_IN_FLIGHT: usize = 128;
-
-/// How often the loop looks for messages that need a heartbeat.
-const HOUSEKEEPING: Duration = Duration::from_secs(60);
-
-/// After the grace, tasks get this long to notice their cancellation before they are aborted.
-const ABORT_AFTER: Duration = Duration::from_secs(2);
 
 /// One attempt at one message.
 #[derive(Debug, Clone)]
@@ -92,7 +78,7 @@ pub trait Work: Send + Sync + 'static {
     /// finished, in bulk.
     async fn settled(&self, messages: &[Arc<StreamMessage>]) -> Result<Vec<Self::Receipt>, StoreError>;
 
-    /// Told the size of the loop after each event: tasks running, lanes with messages.
+    /// Told the size of the scheduler after each event: tasks running, lanes with messages, messages parked.
     fn observe(&self, _running: usize, _lanes: usize) {}
 
     /// One attempt.
@@ -107,6 +93,8 @@ pub trait Work: Send + Sync + 'static {
 pub struct Limits {
     /// Tasks at once.
     pub max_running: usize,
+    /// Messages of one lane in memory; the rest is read again from the stream when its turn comes near.
+    pub lane_backlog: usize,
     /// Attempts at a message before it is given up.
     pub max_attempts: u32,
     /// The pause after a counted failure.
@@ -116,315 +104,36 @@ pub struct Limits {
 /// Why a scheduler stopped by itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SchedulerError {
-    #[error("partition {partition} of {stream} has a newer owner; this process stops working on the stream")]
-    Fenced { stream: String, partition: u16 },
     #[error("{0}")]
     StreamReplaced(String),
 }
 
-/// What can happen to the loop.
-enum Event<R> {
-    Delivered { partition: u16, batch: Vec<(Delivery, Option<R>)> },
-    Finished { key: LaneKey, slot: Slot, verdict: Verdict<R> },
-    Broken(SchedulerError),
-}
-
-/// One owned partition, shared between the loop, its feeder and the checkpoint writer.
+/// The two ends that a scheduler and the owner of its partitions talk through.
 #[derive(Debug)]
-struct Partition {
-    ownership: Ownership,
-    /// At and below it everything is done; written by the loop, read by the others.
-    watermark: AtomicU64,
+pub struct Orders {
+    pub assignments: mpsc::Receiver<Assignment>,
+    pub notices: mpsc::Sender<Notice>,
 }
 
-/// How to stop: first softly, then for good.
-#[derive(Debug, Clone, Default)]
-pub struct Stopping {
-    /// No new messages, no new tasks; running ones may finish.
-    pub drain: CancellationToken,
-    /// The grace is over: running tasks are cancelled.
-    pub halt: CancellationToken,
-}
-
-/// Runs the work of the partitions taken over until stopped.
+/// Runs the work of the partitions assigned, until the assignments end and every partition has been given back. `halt` is
+/// cancelled when the grace for running tasks is over.
 ///
 /// # Errors
-/// When a partition has a newer owner or the stream was replaced: the caller must not go on as if nothing had happened.
+/// When the stream was replaced: the caller must not go on as if nothing had happened.
 pub async fn run<W: Work>(
     work: Arc<W>,
     handle: StreamHandle,
     store: Store,
-    owned: Vec<Owned>,
     limits: Limits,
-    stopping: Stopping,
+    orders: Orders,
+    halt: CancellationToken,
 ) -> Result<(), SchedulerError> {
-    let partitions: Arc<Vec<Partition>> = Arc::new(
-        owned
-            .into_iter()
-            .map(|owned| Partition { ownership: owned.takeover.ownership, watermark: AtomicU64::new(owned.after) })
-            .collect(),
-    );
-    let (events, inbox) = mpsc::channel(EVENTS_IN_FLIGHT);
-    let feeding = stopping.drain.child_token();
-    let feeders = TaskTracker::new();
-    for index in 0..partitions.len() {
-        let feeder = feeder::Feeder {
-            work: Arc::clone(&work),
-            handle: handle.clone(),
-            store: store.clone(),
-            partitions: Arc::clone(&partitions),
-            index,
-            events: events.clone(),
-        };
-        let feeding = feeding.clone();
-        feeders.spawn(async move { feeding.run_until_cancelled(feeder.run()).await });
-    }
-    feeders.close();
-    let checkpoints = tokio::spawn(checkpoints::keep(store, Arc::clone(&partitions), feeding.clone()));
-    let progress = partitions
-        .iter()
-        .map(|partition| (partition.ownership.partition, Progress::new(partition.watermark.load(Ordering::Acquire))))
-        .collect();
-    let scheduler = Scheduler {
-        work,
-        stream: handle.name,
-        partitions,
-        progress,
-        lanes: Lanes::new(limits.max_running),
-        held: HashMap::new(),
-        pauses: DelayQueue::new(),
-        backoffs: HashMap::new(),
-        limits,
-        tasks: TaskTracker::new(),
-        events,
-        stopping,
-    };
-    let outcome = scheduler.turn_events(inbox).await;
-    feeding.cancel();
-    feeders.wait().await;
-    if let Err(error) = checkpoints.await {
-        tracing::error!(error = %error, "the checkpoint writer failed");
-    }
-    outcome
-}
-
-/// A message that is waiting or running here.
-struct Held {
-    delivery: Delivery,
-    last_sign_of_life: Instant,
-}
-
-struct Scheduler<W: Work> {
-    work: Arc<W>,
-    stream: String,
-    partitions: Arc<Vec<Partition>>,
-    progress: HashMap<u16, Progress>,
-    lanes: Lanes,
-    held: HashMap<Slot, Held>,
-    pauses: DelayQueue<LaneKey>,
-    /// Lanes whose first message has failed at least once.
-    backoffs: HashMap<LaneKey, ExponentialBackoff>,
-    limits: Limits,
-    tasks: TaskTracker,
-    events: mpsc::Sender<Event<W::Receipt>>,
-    stopping: Stopping,
-}
-
-impl<W: Work> Scheduler<W> {
-    async fn turn_events(mut self, mut inbox: mpsc::Receiver<Event<W::Receipt>>) -> Result<(), SchedulerError> {
-        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
-        let outcome = loop {
-            let draining = self.stopping.drain.is_cancelled();
-            if draining && (self.lanes.running() == 0 || self.stopping.halt.is_cancelled()) {
-                break Ok(());
-            }
-            if !draining {
-                self.start_ready();
-            }
-            tokio::select! {
-                Some(event) = inbox.recv() => if let Err(error) = self.handle(event) { break Err(error) },
-                Some(due) = self.pauses.next() => self.lanes.resume(&due.into_inner()),
-                _ = housekeeping.tick() => self.heartbeats(),
-                () = self.stopping.drain.cancelled(), if !draining => {}
-                () = self.stopping.halt.cancelled(), if draining => {}
-            }
-            self.work.observe(self.lanes.running(), self.lanes.len());
-        };
-        self.finish_tasks(inbox).await;
-        outcome
-    }
-
-    fn handle(&mut self, event: Event<W::Receipt>) -> Result<(), SchedulerError> {
-        match event {
-            Event::Delivered { partition, batch } => {
-                for (delivery, receipt) in batch {
-                    self.deliver(partition, delivery, receipt);
-                }
-                self.publish_watermark(partition);
-                Ok(())
-            }
-            Event::Finished { key, slot, verdict } => self.finish(&key, slot, verdict),
-            Event::Broken(error) => Err(error),
-        }
-    }
-
-    fn deliver(&mut self, partition: u16, delivery: Delivery, receipt: Option<W::Receipt>) {
-        let message = Arc::clone(delivery.message());
-        let slot = Slot { partition, sequence: message.sequence };
-        let Some(progress) = self.progress.get_mut(&partition) else { return };
-        match (progress.arrive(slot.sequence), receipt) {
-            (Arrival::Fresh, None) => {
-                let held = Held { delivery, last_sign_of_life: Instant::now() };
-                self.held.insert(slot, held);
-                self.lanes.admit(&message.lane, slot);
-            }
-            (Arrival::Fresh, Some(receipt)) => {
-                progress.finish(slot.sequence);
-                self.acknowledge(delivery, receipt);
-            }
-            // Delivered again by a re-created consumer: from now on only the new address counts.
-            (Arrival::Open, _) => {
-                if let Some(held) = self.held.get_mut(&slot) {
-                    held.delivery = delivery;
-                }
-            }
-            (Arrival::Done, Some(receipt)) => self.acknowledge(delivery, receipt),
-            // Its receipt was spent; the next consumer starts behind the watermark and will not bring it again.
-            (Arrival::Done, None) => {}
-        }
-    }
-
-    fn finish(&mut self, key: &LaneKey, slot: Slot, verdict: Verdict<W::Receipt>) -> Result<(), SchedulerError> {
-        match verdict {
-            Verdict::Done(receipt) => {
-                self.lanes.done(key);
-                self.backoffs.remove(key);
-                if let Some(progress) = self.progress.get_mut(&slot.partition) {
-                    progress.finish(slot.sequence);
-                }
-                self.publish_watermark(slot.partition);
-                if let Some(held) = self.held.remove(&slot) {
-                    self.acknowledge(held.delivery, receipt);
-                }
-            }
-            Verdict::Failed { failure, after } => {
-                let pause = self.next_pause(key).max(after.unwrap_or_default());
-                tracing::warn!(
-                    work = W::NAME,
-                    sequence = slot.sequence,
-                    reason = failure.reason,
-                    error = failure.error,
-                    pause_ms = pause.as_millis(),
-                    "attempt failed, will be tried again"
-                );
-                self.pause(key, true, pause);
-            }
-            Verdict::Wait { cause, after } => {
-                let pause = after.unwrap_or_else(|| self.next_pause(key));
-                tracing::warn!(
-                    work = W::NAME,
-                    sequence = slot.sequence,
-                    cause,
-                    pause_ms = pause.as_millis(),
-                    "waiting"
-                );
-                self.pause(key, false, pause);
-            }
-            // Given up already by the attempt itself; see `attempt`.
-            Verdict::Hopeless(failure) => {
-                let pause = self.next_pause(key);
-                tracing::error!(work = W::NAME, sequence = slot.sequence, error = failure.error, "cannot be given up");
-                self.pause(key, false, pause);
-            }
-            Verdict::Fenced => {
-                return Err(SchedulerError::Fenced { stream: self.stream.clone(), partition: slot.partition });
-            }
-            Verdict::Stopped => self.pause(key, false, Duration::ZERO),
-        }
-        Ok(())
-    }
-
-    fn start_ready(&mut self) {
-        while let Some(Start { key, slot, attempt }) = self.lanes.start() {
-            let ownership = self.partitions.iter().find(|owned| owned.ownership.partition == slot.partition);
-            let (Some(held), Some(partition)) = (self.held.get(&slot), ownership) else {
-                debug_assert!(false, "a lane holds only messages that are held");
-                continue;
-            };
-            let task = Task {
-                message: Arc::clone(held.delivery.message()),
-                ownership: partition.ownership,
-                attempt,
-                started_at: Timestamp::now(),
-                cancellation: self.stopping.halt.child_token(),
-            };
-            let (work, events, max_attempts) = (Arc::clone(&self.work), self.events.clone(), self.limits.max_attempts);
-            self.tasks.spawn(async move {
-                let verdict = Box::pin(attempt_task(work.as_ref(), &task, max_attempts)).await;
-                // The loop is gone only when the process is stopping; the message comes again then.
-                let _ = events.send(Event::Finished { key, slot, verdict }).await;
-            });
-        }
-    }
-
-    fn next_pause(&mut self, key: &LaneKey) -> Duration {
-        let fresh = &self.limits.retry;
-        let backoff = self.backoffs.entry(Arc::clone(key)).or_insert_with(|| fresh.clone());
-        backoff.next_backoff().unwrap_or(fresh.max_interval)
-    }
-
-    fn pause(&mut self, key: &LaneKey, counts: bool, pause: Duration) {
-        self.lanes.failed(key, counts);
-        self.pauses.insert(Arc::clone(key), pause);
-    }
-
-    fn acknowledge(&self, delivery: Delivery, receipt: W::Receipt) {
-        // Not awaited here: the connection may be away, and the loop must go on.
-        self.tasks.spawn(async move { delivery.ack(&receipt).await });
-    }
-
-    fn publish_watermark(&self, partition: u16) {
-        let shared = self.partitions.iter().find(|owned| owned.ownership.partition == partition);
-        if let (Some(shared), Some(progress)) = (shared, self.progress.get(&partition)) {
-            shared.watermark.store(progress.watermark(), Ordering::Release);
-        }
-    }
-
-    fn heartbeats(&mut self) {
-        let now = Instant::now();
-        for held in self.held.values_mut() {
-            if now.duration_since(held.last_sign_of_life) >= crate::stream::HEARTBEAT_AFTER {
-                held.last_sign_of_life = now;
-                let heartbeat = held.delivery.heartbeat();
-                self.tasks.spawn(heartbeat);
-            }
-        }
-    }
-
-    /// Lets cancelled tasks notice it, takes what they still finished, and leaves the rest unacknowledged.
-    async fn finish_tasks(mut self, mut inbox: mpsc::Receiver<Event<W::Receipt>>) {
-        if self.lanes.running() > 0 {
-            self.stopping.halt.cancel();
-        }
-        let deadline = Instant::now() + ABORT_AFTER;
-        while self.lanes.running() > 0 {
-            let Ok(Some(event)) = tokio::time::timeout_at(deadline, inbox.recv()).await else { break };
-            if let Event::Finished { .. } = event
-                && let Err(error) = self.handle(event)
-            {
-                tracing::debug!(error = %error, "while stopping");
-            }
-        }
-        inbox.close();
-        self.tasks.close();
-        if tokio::time::timeout_at(deadline, self.tasks.wait()).await.is_err() {
-            tracing::warn!(work = W::NAME, "some tasks did not stop in time; their messages will come again");
-        }
-    }
+    let (engine, inbox) = Engine::new(work, handle, store, limits, orders.notices, halt);
+    engine.run(orders.assignments, inbox).await
 }
 
 /// One attempt and, when it was the last, what follows from it. A panic in the work is a failure like any other.
-async fn attempt_task<W: Work>(work: &W, task: &Task, max_attempts: u32) -> Verdict<W::Receipt> {
+async fn attempt<W: Work>(work: &W, task: &Task, max_attempts: u32) -> Verdict<W::Receipt> {
     let failure = match guarded(work.run(task)).await {
         Verdict::Failed { failure, .. } if task.attempt >= max_attempts => failure,
         Verdict::Hopeless(failure) => failure,
@@ -433,6 +142,7 @@ async fn attempt_task<W: Work>(work: &W, task: &Task, max_attempts: u32) -> Verd
     match guarded(work.give_up(task, &failure)).await {
         // Even giving up failed: the message stays in its place until it can be given up.
         Verdict::Failed { failure, after } => Verdict::Wait { cause: failure.error, after },
+        Verdict::Hopeless(failure) => Verdict::Wait { cause: failure.error, after: None },
         verdict => verdict,
     }
 }

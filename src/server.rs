@@ -11,17 +11,18 @@ use anyhow::Context as _;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{self, Owned};
+use crate::cluster::{self, Assignment, Owned};
 use crate::config::{Config, NatsServer};
 use crate::egress::Egress;
 use crate::ingress::{self, Ingress};
 use crate::nats_server::ManagedServer;
 use crate::responder::history::{Budget, HistoryCache};
 use crate::responder::{self, Responders};
-use crate::scheduler::{self, Limits, SchedulerError, Stopping, Work};
+use crate::scheduler::{self, Limits, Orders, SchedulerError, Work};
 use crate::store::Store;
 use crate::stream::{self, Connection, Lane, Publisher, StreamHandle};
 use crate::telemetry::{Metrics, chain};
@@ -32,6 +33,9 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Chats that are written to at once.
 const SENDS_AT_ONCE: usize = 1_024;
+
+/// Parts for one chat kept in memory; the rest waits in the stream.
+const SENDS_BACKLOG: usize = 64;
 
 /// Attempts at a part that is known not to have arrived, with pauses growing to [`SEND_PAUSE_MAX`]: about five minutes, in
 /// which later replies of that chat wait.
@@ -256,7 +260,27 @@ fn spawn<W: Work>(
     limits: Limits,
     stopping: &Stopping,
 ) -> JoinHandle<Result<(), SchedulerError>> {
-    tokio::spawn(scheduler::run(Arc::new(work), handle, store.clone(), owned, limits, stopping.clone()))
+    let (orders, assignments) = mpsc::channel(16);
+    let (notices, _) = mpsc::channel(1024);
+    let drain = stopping.drain.clone();
+    tokio::spawn(async move {
+        for one in &owned {
+            let _ = orders.send(Assignment::Take(*one)).await;
+        }
+        drain.cancelled().await;
+        for one in &owned {
+            let (released, _) = tokio::sync::oneshot::channel();
+            let _ = orders.send(Assignment::Give { partition: one.takeover.ownership.partition, released }).await;
+        }
+    });
+    let orders = Orders { assignments, notices };
+    tokio::spawn(scheduler::run(Arc::new(work), handle, store.clone(), limits, orders, stopping.halt.clone()))
+}
+
+#[derive(Debug, Clone, Default)]
+struct Stopping {
+    drain: CancellationToken,
+    halt: CancellationToken,
 }
 
 fn turns(config: &Config, store: &Store, publisher: &Publisher, responders: Responders) -> Turns {
@@ -289,13 +313,19 @@ fn unusable(errors: &[responder::BuildError]) -> anyhow::Error {
 fn turn_limits(config: &Config) -> Limits {
     Limits {
         max_running: config.worker.max_turns,
+        lane_backlog: config.worker.lane_backlog,
         max_attempts: config.worker.max_attempts,
         retry: turn::retry(TURN_PAUSE_MAX),
     }
 }
 
 fn send_limits() -> Limits {
-    Limits { max_running: SENDS_AT_ONCE, max_attempts: SEND_ATTEMPTS, retry: turn::retry(SEND_PAUSE_MAX) }
+    Limits {
+        max_running: SENDS_AT_ONCE,
+        lane_backlog: SENDS_BACKLOG,
+        max_attempts: SEND_ATTEMPTS,
+        retry: turn::retry(SEND_PAUSE_MAX),
+    }
 }
 
 /// Tries until it works, an error is final, or [`START_PATIENCE`] is over.

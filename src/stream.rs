@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use async_nats::jetstream::context::ContextBuilder;
-use async_nats::jetstream::stream::{Config as StreamConfig, DiscardPolicy, Info, RetentionPolicy, StorageType};
+use async_nats::jetstream::stream::{
+    Config as StreamConfig, DirectGetErrorKind, DiscardPolicy, Info, RawMessageErrorKind, RetentionPolicy, StorageType,
+};
 use async_nats::jetstream::{self, Context};
 use async_nats::{Client, ConnectOptions};
 use tokio::sync::watch;
@@ -220,6 +222,39 @@ impl StreamHandle {
         let stream = self.connection.jetstream.get_stream(&self.name).await;
         let stream = stream.map_err(|error| refused(what(), error))?;
         Ok(stream.cached_info().clone())
+    }
+}
+
+impl StreamHandle {
+    /// The first message of a lane at or after a place, read from the stream without a consumer.
+    ///
+    /// # Errors
+    /// When JetStream does not answer.
+    pub async fn next_of_lane(
+        &self,
+        partition: u16,
+        lane: &str,
+        from: u64,
+    ) -> Result<Option<StreamMessage>, StreamError> {
+        let filter = self.connection.names.partition_filter(self.lane, partition);
+        let subject = format!("{}{lane}", filter.trim_end_matches('>'));
+        let what = || format!("read the stream {}", self.name);
+        let stream = self.connection.jetstream.get_stream_no_info(&self.name).await;
+        let stream = stream.map_err(|error| refused(what(), error))?;
+        let found = match stream.direct_get_next_for_subject(&subject, Some(from)).await {
+            Ok(found) => found,
+            // Any replica answers a direct read, also one that lags behind. Only the leader knows that there is nothing.
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => {
+                match stream.raw_message_builder().sequence(from).next_by_subject(subject).send().await {
+                    Ok(found) => found,
+                    Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => return Ok(None),
+                    Err(error) => return Err(refused(what(), error)),
+                }
+            }
+            Err(error) => return Err(refused(what(), error)),
+        };
+        let (headers, published_at) = (found.headers, found.time.into());
+        Ok(StreamMessage::read(self, &found.subject, &headers, found.payload, found.sequence, published_at))
     }
 }
 

@@ -1,37 +1,36 @@
 //! Feeds one partition's messages into the loop and re-creates the consumer whenever something may have been missed.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
+use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use tokio::sync::mpsc;
 
-use super::{Event, Partition, SchedulerError, Work};
-use crate::store::{Ownership, Store};
-use crate::stream::{Delivery, Source, SourceError, StreamHandle};
-use crate::telemetry::chain;
+use super::engine::Event;
+use super::partitions::Shared;
+use super::{SchedulerError, Work};
+use crate::store::{Receipt as _, Store};
+use crate::stream::{Delivery, Source, SourceError, StreamHandle, StreamMessage};
+use crate::telemetry::{chain, metric};
 
 pub(super) struct Feeder<W: Work> {
     pub(super) work: Arc<W>,
     pub(super) handle: StreamHandle,
     pub(super) store: Store,
-    pub(super) partitions: Arc<Vec<Partition>>,
-    pub(super) index: usize,
+    pub(super) partition: Arc<Shared>,
     pub(super) events: mpsc::Sender<Event<W::Receipt>>,
 }
 
 impl<W: Work> Feeder<W> {
     /// Feeds until the partition is lost for good; dropping it stops it at any point.
     pub(super) async fn run(self) {
+        let ownership = self.partition.ownership;
         let mut generation = 0;
-        // Messages up to here may have been finished by an earlier owner, or by us before the consumer was re-created.
-        let mut recovering_until = 0;
         loop {
-            let mut source = match self.open(generation, &mut recovering_until).await {
-                Ok(source) => source,
-                Err(broken) => return self.report(broken).await,
+            let (mut source, recovering_until) = match self.open(generation).await {
+                Ok(opened) => opened,
+                Err(broken) => return self.report(Event::Broken(broken)).await,
             };
             let lost = loop {
                 match source.next().await {
@@ -40,32 +39,31 @@ impl<W: Work> Feeder<W> {
                 }
             };
             tracing::info!(
-                work = W::NAME, partition = self.ownership().partition, reason = %lost,
+                work = W::NAME, partition = ownership.partition, reason = %lost,
                 "messages may have been missed; the consumer is made again"
             );
-            crate::telemetry::metric::redelivery(lost.as_str());
+            metric::redelivery(lost.as_str());
             if !self.still_owner().await {
-                let partition = self.ownership().partition;
-                return self.report(SchedulerError::Fenced { stream: self.handle.name.clone(), partition }).await;
+                let (partition, epoch) = (ownership.partition, ownership.epoch);
+                return self.report(Event::Lost { partition, epoch }).await;
             }
             generation += 1;
         }
     }
 
-    fn ownership(&self) -> Ownership {
-        self.partitions[self.index].ownership
-    }
-
-    async fn open(&self, generation: u32, recovering_until: &mut u64) -> Result<Source, SchedulerError> {
+    /// The consumer, and the last message that may have been finished already: by an earlier owner, or by us before the
+    /// consumer was made again.
+    async fn open(&self, generation: u32) -> Result<(Source, u64), SchedulerError> {
         let mut pause = patience();
         loop {
-            let after = self.partitions[self.index].watermark.load(Ordering::Acquire);
             let opened = async {
-                *recovering_until = self.handle.info().await.map_err(SourceError::Create)?.state.last_sequence;
-                Source::open(&self.handle, self.ownership(), generation, after).await
+                let recovering_until = self.handle.info().await.map_err(SourceError::Create)?.state.last_sequence;
+                let after = self.partition.watermark();
+                let source = Source::open(&self.handle, self.partition.ownership, generation, after).await?;
+                Ok((source, recovering_until))
             };
             match opened.await {
-                Ok(source) => return Ok(source),
+                Ok(opened) => return Ok(opened),
                 Err(error @ SourceError::OtherIncarnation(_)) => {
                     return Err(SchedulerError::StreamReplaced(error.to_string()));
                 }
@@ -78,7 +76,6 @@ impl<W: Work> Feeder<W> {
     }
 
     async fn feed(&self, deliveries: Vec<Delivery>, recovering_until: u64) {
-        let partition = self.ownership().partition;
         let old: Vec<_> = deliveries
             .iter()
             .map(Delivery::message)
@@ -89,16 +86,15 @@ impl<W: Work> Feeder<W> {
         let batch = deliveries
             .into_iter()
             .map(|delivery| {
-                use crate::store::Receipt as _;
                 let found = receipts.iter().position(|receipt| receipt.covers(&delivery.message().message_id));
                 (delivery, found.map(|index| receipts.swap_remove(index)))
             })
             .collect();
-        // The loop is gone only when the process is stopping.
-        let _ = self.events.send(Event::Delivered { partition, batch }).await;
+        let (partition, epoch) = (self.partition.ownership.partition, self.partition.ownership.epoch);
+        self.report(Event::Delivered { partition, epoch, batch }).await;
     }
 
-    async fn settled(&self, messages: &[Arc<crate::stream::StreamMessage>]) -> Vec<W::Receipt> {
+    async fn settled(&self, messages: &[Arc<StreamMessage>]) -> Vec<W::Receipt> {
         let mut pause = patience();
         loop {
             match self.work.settled(messages).await {
@@ -114,7 +110,7 @@ impl<W: Work> Feeder<W> {
     async fn still_owner(&self) -> bool {
         let mut pause = patience();
         loop {
-            match self.store.owns(&self.ownership()).await {
+            match self.store.owns(&self.partition.ownership).await {
                 Ok(owns) => return owns,
                 Err(error) => {
                     tracing::warn!(error = %chain(&error), "the ownership cannot be checked, will be tried again");
@@ -124,15 +120,16 @@ impl<W: Work> Feeder<W> {
         }
     }
 
-    async fn report(&self, error: SchedulerError) {
-        let _ = self.events.send(Event::Broken(error)).await;
+    async fn report(&self, event: Event<W::Receipt>) {
+        // The loop is gone only when the process is stopping.
+        let _ = self.events.send(event).await;
     }
 }
 
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 
 /// Waiting for a server to come back: quick at first, at most every two seconds, for ever.
-fn patience() -> backoff::ExponentialBackoff {
+pub(super) fn patience() -> ExponentialBackoff {
     ExponentialBackoffBuilder::new()
         .with_initial_interval(Duration::from_millis(50))
         .with_max_interval(MAX_PAUSE)

@@ -1,8 +1,9 @@
-//! Which message may run next: one lane per conversation, one running message per lane, lanes side by side up to a bound.
+//! Which message may run next: one lane per conversation, one running message per lane, lanes side by side up to a bound,
+//! and of each lane no more than a bounded part in memory: the rest is parked, which means left in the stream.
 //!
 //! Pure: no clock, no I/O, no knowledge of what running means. Invariants, kept by the property tests below: never two
-//! running messages of one lane, never one before an earlier one of its lane is done, no lane forgotten while it holds
-//! messages, no memory for a lane without any.
+//! running messages of one lane, never one before an earlier one of its lane is done, no lane forgotten while it has
+//! messages, no more than the backlog of a lane in memory, no memory for a lane without any messages.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -17,6 +18,15 @@ pub struct Slot {
     pub sequence: u64,
 }
 
+/// Where an admitted message went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// Into memory.
+    Waiting,
+    /// Left in the stream. `opens` when it is the first one: from then on the lane's place in the stream must be held.
+    Parked { opens: bool },
+}
+
 /// A message that may run now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Start {
@@ -24,6 +34,23 @@ pub struct Start {
     pub slot: Slot,
     /// Counts from 1; attempts that did not count (see [`Lanes::failed`]) keep the number.
     pub attempt: u32,
+}
+
+/// Parked messages to be read again: those of the lane from `from` to `until`, at most `count`, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refill {
+    pub key: LaneKey,
+    pub partition: u16,
+    pub from: u64,
+    pub until: u64,
+    pub count: usize,
+}
+
+/// Where a lane's parked messages began before a refill, and where they begin now; `None` when none is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    pub from: u64,
+    pub to: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,11 +61,26 @@ enum State {
     Running,
     /// Its first message failed and waits for [`Lanes::resume`].
     Paused,
+    /// Everything it has is parked.
+    Starved,
+}
+
+/// The part of a lane that is left in the stream.
+#[derive(Debug)]
+struct Parked {
+    /// No parked message stands before it.
+    from: u64,
+    /// The last parked message.
+    until: u64,
+    reading: bool,
 }
 
 #[derive(Debug)]
 struct Lane {
-    waiting: VecDeque<Slot>,
+    partition: u16,
+    /// Sequences, ascending; all before those parked.
+    waiting: VecDeque<u64>,
+    parked: Option<Parked>,
     state: State,
     attempt: u32,
 }
@@ -52,26 +94,49 @@ pub struct Lanes {
     ready: VecDeque<LaneKey>,
     running: usize,
     max_running: usize,
+    backlog: usize,
 }
 
 impl Lanes {
+    /// `max_running` messages at once, `backlog` of each lane in memory.
     #[must_use]
-    pub fn new(max_running: usize) -> Self {
-        Self { lanes: HashMap::new(), ready: VecDeque::new(), running: 0, max_running }
+    pub fn new(max_running: usize, backlog: usize) -> Self {
+        Self { lanes: HashMap::new(), ready: VecDeque::new(), running: 0, max_running, backlog: backlog.max(1) }
     }
 
-    /// Puts a message at the end of its lane and returns how many stand before it. Messages of a lane are admitted in
-    /// ascending sequence, each once: the caller's [`super::progress::Progress`] sees to it.
-    pub fn admit(&mut self, key: &LaneKey, slot: Slot) -> usize {
-        if let Some(lane) = self.lanes.get_mut(key) {
-            debug_assert!(lane.waiting.back().is_none_or(|last| last.sequence < slot.sequence), "admitted in order");
-            lane.waiting.push_back(slot);
-            return lane.waiting.len() - 1;
+    /// Puts a message at the end of its lane. Messages of a lane are admitted in ascending sequence, each once: the caller's
+    /// [`super::progress::Progress`] sees to it.
+    pub fn admit(&mut self, key: &LaneKey, slot: Slot) -> Admission {
+        let Some(lane) = self.lanes.get_mut(key) else {
+            let waiting = VecDeque::from([slot.sequence]);
+            let lane = Lane { partition: slot.partition, waiting, parked: None, state: State::Ready, attempt: 1 };
+            self.lanes.insert(Arc::clone(key), lane);
+            self.ready.push_back(Arc::clone(key));
+            return Admission::Waiting;
+        };
+        debug_assert!(lane.waiting.back().is_none_or(|last| *last < slot.sequence), "admitted in order");
+        match &mut lane.parked {
+            Some(parked) => {
+                debug_assert!(parked.until < slot.sequence, "parked in order");
+                parked.until = slot.sequence;
+                Admission::Parked { opens: false }
+            }
+            None if lane.waiting.len() >= self.backlog => {
+                lane.parked = Some(Parked { from: slot.sequence, until: slot.sequence, reading: false });
+                Admission::Parked { opens: true }
+            }
+            None => {
+                lane.waiting.push_back(slot.sequence);
+                Admission::Waiting
+            }
         }
-        let lane = Lane { waiting: VecDeque::from([slot]), state: State::Ready, attempt: 1 };
-        self.lanes.insert(Arc::clone(key), lane);
-        self.ready.push_back(Arc::clone(key));
-        0
+    }
+
+    /// Whether the message is among those parked.
+    #[must_use]
+    pub fn is_parked(&self, key: &LaneKey, sequence: u64) -> bool {
+        let parked = self.lanes.get(key).and_then(|lane| lane.parked.as_ref());
+        parked.is_some_and(|parked| (parked.from..=parked.until).contains(&sequence))
     }
 
     /// The next message that may run, now counted as running; `None` when no lane is ready or the bound is reached.
@@ -80,27 +145,30 @@ impl Lanes {
             let key = self.ready.pop_front()?;
             // A lane dropped with its partition leaves its place in the queue behind.
             let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.state == State::Ready) else { continue };
-            let Some(&slot) = lane.waiting.front() else { continue };
+            let Some(&sequence) = lane.waiting.front() else { continue };
             lane.state = State::Running;
             self.running += 1;
+            let slot = Slot { partition: lane.partition, sequence };
             return Some(Start { key, slot, attempt: lane.attempt });
         }
         None
     }
 
-    /// The running message of the lane is done for good; the lane goes on with the next one or ceases to exist.
-    pub fn done(&mut self, key: &LaneKey) -> Option<Slot> {
-        let lane = self.lanes.get_mut(key).filter(|lane| lane.state == State::Running)?;
+    /// The running message of the lane is done for good; the lane goes on with the next one, waits for a refill, or ceases
+    /// to exist.
+    pub fn done(&mut self, key: &LaneKey) {
+        let Some(lane) = self.lanes.get_mut(key).filter(|lane| lane.state == State::Running) else { return };
         self.running -= 1;
-        let slot = lane.waiting.pop_front();
-        if lane.waiting.is_empty() {
-            self.lanes.remove(key);
-        } else {
-            lane.attempt = 1;
+        lane.waiting.pop_front();
+        lane.attempt = 1;
+        if !lane.waiting.is_empty() {
             lane.state = State::Ready;
             self.ready.push_back(Arc::clone(key));
+        } else if lane.parked.is_some() {
+            lane.state = State::Starved;
+        } else {
+            self.lanes.remove(key);
         }
-        slot
     }
 
     /// The running message failed and shall run again after [`Lanes::resume`]; everything behind it waits. An attempt that
@@ -121,13 +189,72 @@ impl Lanes {
         }
     }
 
+    /// What of the lane's parked messages should be read now, if half of its room in memory is free and nobody reads yet.
+    pub fn refill(&mut self, key: &LaneKey) -> Option<Refill> {
+        let lane = self.lanes.get_mut(key)?;
+        let parked = lane.parked.as_mut().filter(|parked| !parked.reading)?;
+        if lane.waiting.len() > self.backlog / 2 {
+            return None;
+        }
+        parked.reading = true;
+        Some(Refill {
+            key: Arc::clone(key),
+            partition: lane.partition,
+            from: parked.from,
+            until: parked.until,
+            count: self.backlog - lane.waiting.len(),
+        })
+    }
+
+    /// The outcome of a refill: `sequences` were read, and everything of the lane before `next` is among them. `None` when
+    /// the lane has been forgotten meanwhile.
+    pub fn refilled(&mut self, key: &LaneKey, sequences: &[u64], next: u64) -> Option<Moved> {
+        let lane = self.lanes.get_mut(key)?;
+        let parked = lane.parked.as_mut().filter(|parked| parked.reading)?;
+        let mut moved = Moved { from: parked.from, to: Some(next) };
+        parked.reading = false;
+        parked.from = next;
+        if parked.until < next {
+            moved.to = None;
+            lane.parked = None;
+        }
+        lane.waiting.extend(sequences);
+        if lane.state == State::Starved {
+            if !lane.waiting.is_empty() {
+                lane.state = State::Ready;
+                self.ready.push_back(Arc::clone(key));
+            } else if moved.to.is_none() {
+                self.lanes.remove(key);
+            }
+        }
+        Some(moved)
+    }
+
+    /// Forgets a partition's messages, but for those running: their lanes end when they do. Returns the lanes forgotten.
+    pub fn drop_partition(&mut self, partition: u16) -> Vec<LaneKey> {
+        let mut dropped = Vec::new();
+        self.lanes.retain(|key, lane| {
+            if lane.partition != partition {
+                return true;
+            }
+            lane.parked = None;
+            lane.waiting.truncate(1);
+            let keep = lane.state == State::Running;
+            if !keep {
+                dropped.push(Arc::clone(key));
+            }
+            keep
+        });
+        dropped
+    }
+
     /// Messages running now.
     #[must_use]
     pub const fn running(&self) -> usize {
         self.running
     }
 
-    /// Lanes that hold at least one message.
+    /// Lanes that have at least one message.
     #[must_use]
     pub fn len(&self) -> usize {
         self.lanes.len()
@@ -140,131 +267,4 @@ impl Lanes {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// What may happen to the lanes; numbers choose among what is possible at that moment.
-    #[derive(Debug, Clone)]
-    enum Step {
-        Arrive { lane: u8 },
-        Start,
-        Finish { which: usize },
-        Fail { which: usize, counts: bool },
-        Resume { which: usize },
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![
-            4 => (0_u8..6).prop_map(|lane| Step::Arrive { lane }),
-            4 => Just(Step::Start),
-            3 => any::<usize>().prop_map(|which| Step::Finish { which }),
-            1 => (any::<usize>(), any::<bool>()).prop_map(|(which, counts)| Step::Fail { which, counts }),
-            2 => any::<usize>().prop_map(|which| Step::Resume { which }),
-        ];
-        prop::collection::vec(step, 0..400)
-    }
-
-    /// The rules in their plainest form, beside which the lanes run.
-    #[derive(Default)]
-    struct Model {
-        next_sequence: u64,
-        waiting: BTreeMap<LaneKey, VecDeque<(Slot, u32)>>,
-        running: Vec<LaneKey>,
-        paused: Vec<LaneKey>,
-    }
-
-    impl Model {
-        fn begin(&mut self, start: &Start) {
-            assert!(!self.running.contains(&start.key), "two at once on {}", start.key);
-            assert!(!self.paused.contains(&start.key), "{} ran during its pause", start.key);
-            assert_eq!(self.waiting[&start.key].front(), Some(&(start.slot, start.attempt)), "out of order");
-            self.running.push(Arc::clone(&start.key));
-        }
-
-        fn finish(&mut self, key: &LaneKey) -> Slot {
-            let lane = self.waiting.get_mut(key).unwrap();
-            let (slot, _) = lane.pop_front().unwrap();
-            if lane.is_empty() {
-                self.waiting.remove(key);
-            }
-            slot
-        }
-    }
-
-    fn run(lanes: &mut Lanes, model: &mut Model, step: &Step) {
-        match *step {
-            Step::Arrive { lane } => {
-                let key: LaneKey = format!("web.bot.user-{lane}").into();
-                model.next_sequence += 1;
-                let slot = Slot { partition: u16::from(lane), sequence: model.next_sequence };
-                let queue = model.waiting.entry(Arc::clone(&key)).or_default();
-                assert_eq!(lanes.admit(&key, slot), queue.len());
-                queue.push_back((slot, 1));
-            }
-            Step::Start => {
-                if let Some(start) = lanes.start() {
-                    model.begin(&start);
-                }
-            }
-            Step::Finish { which } if !model.running.is_empty() => {
-                let key = model.running.remove(which % model.running.len());
-                assert_eq!(lanes.done(&key), Some(model.finish(&key)));
-            }
-            Step::Fail { which, counts } if !model.running.is_empty() => {
-                let key = model.running.remove(which % model.running.len());
-                lanes.failed(&key, counts);
-                model.waiting.get_mut(&key).unwrap()[0].1 += u32::from(counts);
-                model.paused.push(key);
-            }
-            Step::Resume { which } if !model.paused.is_empty() => {
-                let key = model.paused.remove(which % model.paused.len());
-                lanes.resume(&key);
-            }
-            _ => {}
-        }
-        assert_eq!(lanes.running(), model.running.len());
-        assert_eq!(lanes.len(), model.waiting.len());
-    }
-
-    proptest! {
-        #[test]
-        fn one_at_a_time_in_order_and_never_stuck(steps in steps(), max_running in 1_usize..5) {
-            let mut lanes = Lanes::new(max_running);
-            let mut model = Model::default();
-            for step in &steps {
-                run(&mut lanes, &mut model, step);
-                prop_assert!(lanes.running() <= max_running);
-            }
-            // Whatever happened, everything that arrived can be brought to its end, and then nothing is left behind.
-            while !model.waiting.is_empty() {
-                let before = model.waiting.values().map(VecDeque::len).sum::<usize>();
-                for step in [Step::Resume { which: 0 }, Step::Start, Step::Finish { which: 0 }] {
-                    run(&mut lanes, &mut model, &step);
-                }
-                prop_assert!(model.waiting.values().map(VecDeque::len).sum::<usize>() < before, "stuck");
-            }
-            prop_assert!(lanes.is_empty() && lanes.ready.is_empty() && lanes.running() == 0);
-        }
-    }
-
-    #[test]
-    fn a_long_lane_does_not_hold_up_the_others() {
-        let mut lanes = Lanes::new(1);
-        let (long, short): (LaneKey, LaneKey) = ("web.bot.user-long".into(), "web.bot.user-short".into());
-        for sequence in 1..=3 {
-            lanes.admit(&long, Slot { partition: 0, sequence });
-        }
-        lanes.admit(&short, Slot { partition: 1, sequence: 4 });
-        let order: Vec<_> = std::iter::from_fn(|| {
-            let start = lanes.start()?;
-            lanes.done(&start.key);
-            Some(start.slot.sequence)
-        })
-        .collect();
-        assert_eq!(order, [1, 4, 2, 3]);
-    }
-}
+mod tests;

@@ -2,9 +2,10 @@
 //!
 //! Pure. It tells a message seen for the first time from one delivered again, by order alone: a source delivers a
 //! partition's messages in ascending sequence and without gaps (see [`crate::stream::Source`]), so everything at or below
-//! the highest sequence is either open or done. Invariant: at and below [`Progress::watermark`] every message is done.
+//! the highest sequence is either open, parked or done. Invariant: at and below [`Progress::watermark`] every message is
+//! done.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What an arriving message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,8 +14,8 @@ pub enum Arrival {
     Fresh,
     /// Waiting or running here already: only its acknowledgement address is new.
     Open,
-    /// Finished here already: its acknowledgement got lost.
-    Done,
+    /// Finished here already, or parked: its acknowledgement got lost.
+    Past,
 }
 
 /// The state of one partition.
@@ -22,13 +23,15 @@ pub enum Arrival {
 pub struct Progress {
     highest: u64,
     open: BTreeSet<u64>,
+    /// Places that lanes with parked messages hold, with the number of lanes at each.
+    held: BTreeMap<u64, u32>,
 }
 
 impl Progress {
     /// Starts after `checkpoint`, at and below which everything is done.
     #[must_use]
     pub const fn new(checkpoint: u64) -> Self {
-        Self { highest: checkpoint, open: BTreeSet::new() }
+        Self { highest: checkpoint, open: BTreeSet::new(), held: BTreeMap::new() }
     }
 
     pub fn arrive(&mut self, sequence: u64) -> Arrival {
@@ -39,7 +42,7 @@ impl Progress {
         } else if self.open.contains(&sequence) {
             Arrival::Open
         } else {
-            Arrival::Done
+            Arrival::Past
         }
     }
 
@@ -47,17 +50,40 @@ impl Progress {
         self.open.remove(&sequence);
     }
 
-    /// The highest sequence at and below which nothing is open.
-    #[must_use]
-    pub fn watermark(&self) -> u64 {
-        self.open.first().map_or(self.highest, |first| first - 1)
+    /// A parked message was read again: it is open once more.
+    pub fn reopen(&mut self, sequence: u64) {
+        debug_assert!(sequence <= self.highest, "only what has arrived can come back");
+        self.open.insert(sequence);
     }
 
-    /// Messages delivered and not finished.
-    #[must_use]
-    pub fn open(&self) -> usize {
-        self.open.len()
+    /// The arrived message stays in the stream. What its lane has parked is not open one by one, however much it is: the
+    /// place of the first holds the watermark for all of them, until it is let go.
+    pub fn park(&mut self, sequence: u64) {
+        self.open.remove(&sequence);
     }
+
+    /// A lane's parked messages begin here.
+    pub fn hold(&mut self, sequence: u64) {
+        *self.held.entry(sequence).or_default() += 1;
+    }
+
+    /// A lane's parked messages do not begin here any more.
+    pub fn let_go(&mut self, sequence: u64) {
+        if let Some(lanes) = self.held.get_mut(&sequence) {
+            *lanes -= 1;
+            if *lanes == 0 {
+                self.held.remove(&sequence);
+            }
+        }
+    }
+
+    /// The highest sequence at and below which nothing is open or parked.
+    #[must_use]
+    pub fn watermark(&self) -> u64 {
+        let first_held = self.held.first_key_value().map(|(sequence, _)| sequence);
+        self.open.first().into_iter().chain(first_held).min().map_or(self.highest, |first| first - 1)
+    }
+
 }
 
 #[cfg(test)]
@@ -88,7 +114,7 @@ mod tests {
                         let expected = match finished.get(&cursor) {
                             None => Arrival::Fresh,
                             Some(false) => Arrival::Open,
-                            Some(true) => Arrival::Done,
+                            Some(true) => Arrival::Past,
                         };
                         prop_assert_eq!(progress.arrive(cursor), expected);
                         finished.entry(cursor).or_insert(false);
@@ -105,9 +131,35 @@ mod tests {
                 let watermark = progress.watermark();
                 prop_assert!(watermark >= last_watermark);
                 prop_assert!(finished.iter().all(|(sequence, done)| *done || *sequence > watermark));
-                prop_assert_eq!(progress.open(), finished.values().filter(|done| !**done).count());
                 last_watermark = watermark;
             }
         }
+    }
+
+    #[test]
+    fn parked_messages_hold_the_watermark_until_they_are_done() {
+        let mut progress = Progress::new(0);
+        for sequence in 1..=5 {
+            progress.arrive(sequence);
+        }
+        // One lane has 1 and 2 in memory and parks 3 and 5; 4 is of another lane.
+        progress.hold(3);
+        progress.park(3);
+        progress.park(5);
+        for sequence in [1, 2, 4] {
+            progress.finish(sequence);
+        }
+        assert_eq!(progress.watermark(), 2);
+        assert_eq!(progress.arrive(5), Arrival::Past);
+        progress.reopen(3);
+        progress.let_go(3);
+        progress.hold(4);
+        progress.finish(3);
+        assert_eq!(progress.watermark(), 3, "what is parked after 3 is held");
+        progress.reopen(5);
+        progress.let_go(4);
+        assert_eq!(progress.watermark(), 4);
+        progress.finish(5);
+        assert_eq!(progress.watermark(), 5);
     }
 }
