@@ -42,12 +42,28 @@ const ABORT_AFTER: Duration = Duration::from_secs(2);
 
 /// What can happen.
 pub(super) enum Event<R> {
-    Delivered { partition: u16, epoch: i64, batch: Vec<(Delivery, Option<R>)> },
-    Finished { key: LaneKey, slot: Slot, verdict: Verdict<R> },
-    Refilled { partition: u16, epoch: i64, key: LaneKey, refilled: Refilled },
+    Delivered {
+        partition: u16,
+        epoch: i64,
+        batch: Vec<(Delivery, Option<R>)>,
+    },
+    Finished {
+        key: LaneKey,
+        slot: Slot,
+        verdict: Verdict<R>,
+    },
+    Refilled {
+        partition: u16,
+        epoch: i64,
+        key: LaneKey,
+        refilled: Refilled,
+    },
     CheckpointsSaved(Vec<(Ownership, u64)>),
     /// The feeder found a newer owner.
-    Lost { partition: u16, epoch: i64 },
+    Lost {
+        partition: u16,
+        epoch: i64,
+    },
     Broken(SchedulerError),
 }
 
@@ -266,7 +282,8 @@ impl<W: Work> Engine<W> {
             }
             (Arrival::Fresh, None) => match self.lanes.admit(&message.lane, slot) {
                 Admission::Waiting => {
-                    self.held.insert(slot, Held { message, delivery: Some(delivery), last_sign_of_life: Instant::now() });
+                    self.held
+                        .insert(slot, Held { message, delivery: Some(delivery), last_sign_of_life: Instant::now() });
                 }
                 Admission::Parked { opens } => {
                     if opens {
@@ -334,15 +351,23 @@ impl<W: Work> Engine<W> {
             Verdict::Failed { failure, after } => {
                 let pause = self.next_pause(key).max(after.unwrap_or_default());
                 tracing::warn!(
-                    work = W::NAME, sequence = slot.sequence, reason = failure.reason, error = failure.error,
-                    pause_ms = pause.as_millis(), "attempt failed, will be tried again"
+                    work = W::NAME,
+                    sequence = slot.sequence,
+                    reason = failure.reason,
+                    error = failure.error,
+                    pause_ms = pause.as_millis(),
+                    "attempt failed, will be tried again"
                 );
                 self.pause(key, true, pause);
             }
             Verdict::Wait { cause, after } => {
                 let pause = after.unwrap_or_else(|| self.next_pause(key));
                 tracing::warn!(
-                    work = W::NAME, sequence = slot.sequence, cause, pause_ms = pause.as_millis(), "waiting"
+                    work = W::NAME,
+                    sequence = slot.sequence,
+                    cause,
+                    pause_ms = pause.as_millis(),
+                    "waiting"
                 );
                 self.pause(key, false, pause);
             }

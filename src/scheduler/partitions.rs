@@ -124,7 +124,8 @@ impl Partitions {
 
     pub(super) fn saved(&mut self, checkpoints: &[(Ownership, u64)]) {
         for (ownership, checkpoint) in checkpoints {
-            if let Some(partition) = self.0.get_mut(&ownership.partition).filter(|held| held.epoch() == ownership.epoch) {
+            if let Some(partition) = self.0.get_mut(&ownership.partition).filter(|held| held.epoch() == ownership.epoch)
+            {
                 partition.saved = partition.saved.max(*checkpoint);
             }
         }

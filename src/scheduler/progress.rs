@@ -83,7 +83,6 @@ impl Progress {
         let first_held = self.held.first_key_value().map(|(sequence, _)| sequence);
         self.open.first().into_iter().chain(first_held).min().map_or(self.highest, |first| first - 1)
     }
-
 }
 
 #[cfg(test)]

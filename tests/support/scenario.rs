@@ -71,6 +71,16 @@ impl Deployment {
     }
 }
 
+impl Deployment {
+    /// Returns when the ledger holds at least so many messages.
+    pub(crate) async fn settled_at_least(&self, turns: usize, limit: Duration) {
+        eventually(&format!("{turns} turns in the ledger"), limit, async || {
+            (self.ledger.turn_count().await >= turns).then_some(())
+        })
+        .await;
+    }
+}
+
 /// Messages 1 to `per_chat` of each of these chats.
 #[derive(Debug, Clone)]
 pub(crate) struct Load {

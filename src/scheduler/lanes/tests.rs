@@ -9,14 +9,28 @@ use super::*;
 /// What may happen to the lanes; numbers choose among what is possible at that moment.
 #[derive(Debug, Clone)]
 enum Step {
-    Arrive { lane: u8 },
+    Arrive {
+        lane: u8,
+    },
     Start,
-    Finish { which: usize },
-    Fail { which: usize, counts: bool },
-    Resume { which: usize },
+    Finish {
+        which: usize,
+    },
+    Fail {
+        which: usize,
+        counts: bool,
+    },
+    Resume {
+        which: usize,
+    },
     /// A read of parked messages comes back, with at most this many.
-    Read { which: usize, at_most: usize },
-    DropPartition { partition: u8 },
+    Read {
+        which: usize,
+        at_most: usize,
+    },
+    DropPartition {
+        partition: u8,
+    },
 }
 
 const LANES: u8 = 6;
@@ -197,9 +211,8 @@ fn a_long_lane_does_not_hold_up_the_others() {
 fn a_flooded_lane_keeps_its_backlog_and_parks_the_rest() {
     let mut lanes = Lanes::new(8, 4);
     let flooded = key(0);
-    let parked = (1..=100_000).filter(|&sequence| {
-        lanes.admit(&flooded, Slot { partition: 0, sequence }) != Admission::Waiting
-    });
+    let parked =
+        (1..=100_000).filter(|&sequence| lanes.admit(&flooded, Slot { partition: 0, sequence }) != Admission::Waiting);
     assert_eq!(parked.count(), 100_000 - 4);
     assert_eq!(lanes.lanes[&flooded].waiting.len(), 4);
 }
