@@ -42,7 +42,7 @@ async fn a_flood_waits_in_the_stream_and_holds_up_nobody() {
     quiet.send(&deployment.telegram);
     deployment.settled(quiet.total(), LIMIT).await;
     assert_eq!(
-        deployment.model.log(|log| log.running_calls()),
+        deployment.model.log(support::responder::Log::running_calls),
         1,
         "the flooded chat's first turn still runs, and no other of it"
     );

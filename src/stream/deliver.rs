@@ -126,11 +126,9 @@ impl Delivery {
     /// Frees the message's place among those that the consumer keeps open, without its work being done: it is left in the
     /// stream, and the partition's checkpoint stays before it until it is. Acknowledgements only bound what the server
     /// sends; nobody recovers by them.
-    pub fn park(self) -> impl Future<Output = ()> + Send + use<> {
-        async move {
-            if let Err(error) = self.client.publish(self.reply, Bytes::from_static(b"+ACK")).await {
-                tracing::debug!(error = %error, sequence = self.message.sequence, "parking not sent");
-            }
+    pub async fn park(self) {
+        if let Err(error) = self.client.publish(self.reply, Bytes::from_static(b"+ACK")).await {
+            tracing::debug!(error = %error, sequence = self.message.sequence, "parking not sent");
         }
     }
 
