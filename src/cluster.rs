@@ -46,8 +46,10 @@ pub async fn take_over_all(handle: &StreamHandle, store: &Store, partitions: u16
     // Listed again: until the epoch was raised, the owner before may have made more of them.
     let left = earlier(jetstream::left_behind(handle).await.map_err(ClusterError::Stream)?, &takeovers);
     keep_floors(store, &takeovers, &left).await.map_err(ClusterError::Store)?;
-    stream::iter(&left)
-        .map(|consumer| jetstream::remove_consumer(handle, &consumer.name))
+    // Names of their own: with borrowed ones the future of a whole server could not be spawned.
+    let names: Vec<String> = left.iter().map(|consumer| consumer.name.clone()).collect();
+    stream::iter(names)
+        .map(|name| async move { jetstream::remove_consumer(handle, &name).await })
         .buffer_unordered(REMOVALS_AT_ONCE)
         .try_collect::<()>()
         .await
