@@ -40,6 +40,10 @@ const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// After the grace, tasks get this long to notice their cancellation before they are aborted.
 const ABORT_AFTER: Duration = Duration::from_secs(2);
 
+/// The longest pause before an attempt, whatever a platform or a responder asks for: a lane must not stand still for ever,
+/// and asking once an hour harms nobody.
+const MAX_PAUSE: Duration = Duration::from_secs(60 * 60);
+
 /// One attempt at one message.
 #[derive(Debug, Clone)]
 pub struct Task {
@@ -375,7 +379,7 @@ impl<W: Work> Scheduler<W> {
 
     fn pause(&mut self, key: &LaneKey, counts: bool, pause: Duration) {
         self.lanes.failed(key, counts);
-        self.pauses.insert(Arc::clone(key), pause);
+        self.pauses.insert(Arc::clone(key), pause.min(MAX_PAUSE));
     }
 
     fn acknowledge(&self, delivery: Delivery, receipt: W::Receipt) {

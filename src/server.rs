@@ -224,7 +224,8 @@ impl Running {
         }
         timer.abort();
         self.closing.cancel();
-        if tokio::time::timeout(CLOSE_PATIENCE, self.http).await.is_err() {
+        // One that has ended was awaited already.
+        if !self.http.is_finished() && tokio::time::timeout(CLOSE_PATIENCE, self.http).await.is_err() {
             tracing::warn!("some HTTP requests did not end in time");
         }
     }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{Event, Partition, SchedulerError, Work};
 use crate::store::{Ownership, Store};
-use crate::stream::{Delivery, Source, SourceError, StreamHandle};
+use crate::stream::{self, Delivery, Source, SourceError, StreamHandle, consumer_name};
 use crate::telemetry::chain;
 
 pub(super) struct Feeder<W: Work> {
@@ -26,13 +26,13 @@ impl<W: Work> Feeder<W> {
     /// Feeds until the partition is lost for good; dropping it stops it at any point.
     pub(super) async fn run(self) {
         let mut generation = 0;
-        // Messages up to here may have been finished by an earlier owner, or by us before the consumer was re-created.
-        let mut recovering_until = 0;
         loop {
-            let mut source = match self.open(generation, &mut recovering_until).await {
+            let mut source = match self.open(generation).await {
                 Ok(source) => source,
                 Err(broken) => return self.report(broken).await,
             };
+            // Messages up to here may have been finished by an earlier owner, or by us before the consumer was re-created.
+            let recovering_until = source.last_sequence_before();
             let lost = loop {
                 match source.next().await {
                     Ok(deliveries) => self.feed(deliveries, recovering_until).await,
@@ -45,8 +45,7 @@ impl<W: Work> Feeder<W> {
             );
             crate::telemetry::metric::redelivery(lost.as_str());
             if !self.still_owner().await {
-                let partition = self.ownership().partition;
-                return self.report(SchedulerError::Fenced { stream: self.handle.name.clone(), partition }).await;
+                return self.report(self.fenced()).await;
             }
             generation += 1;
         }
@@ -56,16 +55,18 @@ impl<W: Work> Feeder<W> {
         self.partitions[self.index].ownership
     }
 
-    async fn open(&self, generation: u32, recovering_until: &mut u64) -> Result<Source, SchedulerError> {
+    fn fenced(&self) -> SchedulerError {
+        SchedulerError::Fenced { stream: self.handle.name.clone(), partition: self.ownership().partition }
+    }
+
+    /// A consumer that is ours: the ownership is looked at after it was made, because a new owner removes only what was
+    /// there when it took over.
+    async fn open(&self, generation: u32) -> Result<Source, SchedulerError> {
         let mut pause = patience();
-        loop {
+        let source = loop {
             let after = self.partitions[self.index].watermark.load(Ordering::Acquire);
-            let opened = async {
-                *recovering_until = self.handle.info().await.map_err(SourceError::Create)?.state.last_sequence;
-                Source::open(&self.handle, self.ownership(), generation, after).await
-            };
-            match opened.await {
-                Ok(source) => return Ok(source),
+            match Source::open(&self.handle, self.ownership(), generation, after).await {
+                Ok(source) => break source,
                 Err(error @ SourceError::OtherIncarnation(_)) => {
                     return Err(SchedulerError::StreamReplaced(error.to_string()));
                 }
@@ -74,7 +75,15 @@ impl<W: Work> Feeder<W> {
                     tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE)).await;
                 }
             }
+        };
+        if self.still_owner().await {
+            return Ok(source);
         }
+        let name = consumer_name(self.ownership().partition, self.ownership().epoch, generation);
+        if let Err(error) = stream::remove_consumer(&self.handle, &name).await {
+            tracing::warn!(error = %chain(&error), "a consumer is left to the next owner to remove");
+        }
+        Err(self.fenced())
     }
 
     async fn feed(&self, deliveries: Vec<Delivery>, recovering_until: u64) {

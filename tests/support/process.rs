@@ -34,6 +34,11 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("TEST_MODEL_KEY", responder::API_KEY),
 ];
 
+/// One of these secrets, as a configuration read by the tests themselves asks for it.
+pub(crate) fn environment(name: &str) -> Option<String> {
+    ENVIRONMENT.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+}
+
 /// A `turnwise.toml` in the making: table, key, and the value as TOML writes it. Setting a key again replaces it.
 #[derive(Debug, Clone)]
 pub(crate) struct Configuration {
@@ -60,6 +65,19 @@ impl Configuration {
     pub(crate) fn set(&mut self, table: &str, key: &str, value: &str) -> &mut Self {
         self.tables.entry(table.to_owned()).or_default().insert(key.to_owned(), value.to_owned());
         self
+    }
+
+    /// A value as it was set; panics when it was not.
+    pub(crate) fn get(&self, table: &str, key: &str) -> &str {
+        &self.tables[table][key]
+    }
+
+    /// The same deployment for a second process, which listens on a port of its own.
+    pub(crate) fn beside(&self) -> Self {
+        let mut beside = Self { port: free_port(), ..self.clone() };
+        let listen = quoted(&format!("127.0.0.1:{}", beside.port));
+        beside.set("http", "listen", &listen);
+        beside
     }
 
     pub(crate) fn openai_responder(&mut self, name: &str, base_url: &str) -> &mut Self {
@@ -104,7 +122,7 @@ impl Configuration {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 
-    fn to_toml(&self) -> String {
+    pub(crate) fn to_toml(&self) -> String {
         let mut lines = Vec::new();
         for (table, values) in &self.tables {
             if !table.is_empty() {
@@ -165,8 +183,12 @@ impl Turnwise {
 
     /// SIGTERM, without waiting for anything.
     pub(crate) async fn ask_to_stop(&self) {
+        self.signal("TERM").await;
+    }
+
+    pub(crate) async fn signal(&self, name: &str) {
         let id = self.child.as_ref().and_then(Child::id).expect("turnwise runs");
-        let kill = Command::new("sh").arg("-c").arg(format!("kill -TERM {id}")).status().await.unwrap();
+        let kill = Command::new("sh").arg("-c").arg(format!("kill -{name} {id}")).status().await.unwrap();
         assert!(kill.success(), "kill ended with {kill}");
     }
 
@@ -174,7 +196,7 @@ impl Turnwise {
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("turnwise runs");
         let ended = tokio::time::timeout(PATIENCE, child.wait()).await;
-        ended.expect("turnwise ends after SIGTERM").unwrap()
+        ended.expect("turnwise ends").unwrap()
     }
 
     /// SIGTERM; the process must end with exit code 0.
@@ -201,6 +223,10 @@ impl Turnwise {
 
     pub(crate) fn url(&self, path: &str) -> String {
         self.configuration.url(path)
+    }
+
+    pub(crate) const fn configuration(&self) -> &Configuration {
+        &self.configuration
     }
 
     fn command(&self, subcommand: &str) -> Command {
