@@ -20,7 +20,7 @@ use crate::message::{OutboundPart, Timestamp};
 use crate::scheduler::{Failure, Task, Verdict, Work};
 use crate::store::{SendResult, SendStart, Settled, Store, StoreError};
 use crate::stream::{Publisher, StreamMessage};
-use crate::telemetry::{self, chain, metric};
+use crate::telemetry::{self, chain, json_fault, metric};
 
 /// A call without an answer after this time is uncertain. Both platforms answer within a second or two.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -80,6 +80,10 @@ impl Work for Egress {
             turnwise.attempt = task.attempt,
         );
         telemetry::set_parent(&span, message.traceparent.as_deref());
+        if let Some(context) = telemetry::current_traceparent(&span) {
+            // Nobody else sets it.
+            let _ = task.traceparent.set(context);
+        }
         self.deliver(task).instrument(span).await
     }
 
@@ -125,7 +129,10 @@ impl Egress {
     async fn send(&self, task: &Task, id: Uuid, attempt: u32) -> Verdict<Settled> {
         let part: OutboundPart = match serde_json::from_slice(&task.message.payload) {
             Ok(part) => part,
-            Err(error) => return self.refuse(task, id, format!("the message is not an outbound part: {error}")).await,
+            Err(error) => {
+                let error = format!("the message is not an outbound part: {}", json_fault(&error));
+                return self.refuse(task, id, error).await;
+            }
         };
         let Some(bot) = self.bots.get(&*part.key.bot) else {
             return self.refuse(task, id, format!("no bot \"{}\" is configured", part.key.bot)).await;
@@ -257,7 +264,7 @@ impl Egress {
         tracing::Span::current().record("http.response.status_code", status);
         let retry_after = retry_after(&response);
         match bounded_body(response).await {
-            Ok(body) => channel::classify(bot.channel(), status, retry_after, &body),
+            Ok(body) => channel::classify(bot.channel(), status, retry_after, &without_secret(bot, body)),
             Err(error) => without_answer(error),
         }
     }
@@ -294,6 +301,17 @@ fn without_answer(error: reqwest::Error) -> Answer {
     let not_sent = error.is_connect() || error.is_builder();
     let error = chain(&error.without_url());
     if not_sent { Answer::NotSent { error } } else { Answer::Uncertain { error } }
+}
+
+/// A server that repeats what it was asked must not bring the secret of the call into the log or the database.
+fn without_secret(bot: &Bot, body: Vec<u8>) -> Vec<u8> {
+    let secret = match &bot.channel {
+        BotChannel::Telegram(telegram) => telegram.token.expose(),
+        BotChannel::Messenger(messenger) => messenger.page_token.expose(),
+        BotChannel::Web(_) => return body,
+    };
+    let text = String::from_utf8_lossy(&body);
+    if text.contains(secret) { text.replace(secret, "[redacted]").into_bytes() } else { body }
 }
 
 fn host(call: &Call) -> String {

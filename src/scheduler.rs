@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use backoff::ExponentialBackoff;
@@ -53,8 +53,12 @@ pub struct Task {
     pub attempt: u32,
     /// When this attempt started.
     pub started_at: Timestamp,
+    /// How many messages stood before it in its lane when it came.
+    pub lane_position: usize,
     /// Cancelled when the attempt must stop without an outcome.
     pub cancellation: CancellationToken,
+    /// The trace context of this attempt's span, set by the work, so that the acknowledgement is part of what it ends.
+    pub traceparent: Arc<OnceLock<String>>,
 }
 
 /// Why an attempt failed, for people and for the one who gives up on it.
@@ -129,7 +133,7 @@ pub enum SchedulerError {
 /// What can happen to the loop.
 enum Event<R> {
     Delivered { partition: u16, batch: Vec<(Delivery, Option<R>)> },
-    Finished { key: LaneKey, slot: Slot, verdict: Verdict<R> },
+    Finished { key: LaneKey, slot: Slot, verdict: Verdict<R>, traceparent: Arc<OnceLock<String>> },
     Broken(SchedulerError),
 }
 
@@ -215,6 +219,7 @@ pub async fn run<W: Work>(
 /// A message that is waiting or running here.
 struct Held {
     delivery: Delivery,
+    lane_position: usize,
     last_sign_of_life: Instant,
 }
 
@@ -267,7 +272,7 @@ impl<W: Work> Scheduler<W> {
                 self.publish_watermark(partition);
                 Ok(())
             }
-            Event::Finished { key, slot, verdict } => self.finish(&key, slot, verdict),
+            Event::Finished { key, slot, verdict, traceparent } => self.finish(&key, slot, verdict, traceparent),
             Event::Broken(error) => Err(error),
         }
     }
@@ -278,13 +283,12 @@ impl<W: Work> Scheduler<W> {
         let Some(progress) = self.progress.get_mut(&partition) else { return };
         match (progress.arrive(slot.sequence), receipt) {
             (Arrival::Fresh, None) => {
-                let held = Held { delivery, last_sign_of_life: Instant::now() };
-                self.held.insert(slot, held);
-                self.lanes.admit(&message.lane, slot);
+                let lane_position = self.lanes.admit(&message.lane, slot);
+                self.held.insert(slot, Held { delivery, lane_position, last_sign_of_life: Instant::now() });
             }
             (Arrival::Fresh, Some(receipt)) => {
                 progress.finish(slot.sequence);
-                self.acknowledge(delivery, receipt);
+                self.acknowledge(delivery, receipt, Arc::default());
             }
             // Delivered again by a re-created consumer: from now on only the new address counts.
             (Arrival::Open, _) => {
@@ -292,13 +296,19 @@ impl<W: Work> Scheduler<W> {
                     held.delivery = delivery;
                 }
             }
-            (Arrival::Done, Some(receipt)) => self.acknowledge(delivery, receipt),
+            (Arrival::Done, Some(receipt)) => self.acknowledge(delivery, receipt, Arc::default()),
             // Its receipt was spent; the next consumer starts behind the watermark and will not bring it again.
             (Arrival::Done, None) => {}
         }
     }
 
-    fn finish(&mut self, key: &LaneKey, slot: Slot, verdict: Verdict<W::Receipt>) -> Result<(), SchedulerError> {
+    fn finish(
+        &mut self,
+        key: &LaneKey,
+        slot: Slot,
+        verdict: Verdict<W::Receipt>,
+        traceparent: Arc<OnceLock<String>>,
+    ) -> Result<(), SchedulerError> {
         match verdict {
             Verdict::Done(receipt) => {
                 self.lanes.done(key);
@@ -308,7 +318,7 @@ impl<W: Work> Scheduler<W> {
                 }
                 self.publish_watermark(slot.partition);
                 if let Some(held) = self.held.remove(&slot) {
-                    self.acknowledge(held.delivery, receipt);
+                    self.acknowledge(held.delivery, receipt, traceparent);
                 }
             }
             Verdict::Failed { failure, after } => {
@@ -360,13 +370,16 @@ impl<W: Work> Scheduler<W> {
                 ownership: partition.ownership,
                 attempt,
                 started_at: Timestamp::now(),
+                lane_position: held.lane_position,
                 cancellation: self.stopping.halt.child_token(),
+                traceparent: Arc::default(),
             };
             let (work, events, max_attempts) = (Arc::clone(&self.work), self.events.clone(), self.limits.max_attempts);
             self.tasks.spawn(async move {
                 let verdict = Box::pin(attempt_task(work.as_ref(), &task, max_attempts)).await;
                 // The loop is gone only when the process is stopping; the message comes again then.
-                let _ = events.send(Event::Finished { key, slot, verdict }).await;
+                let traceparent = task.traceparent;
+                let _ = events.send(Event::Finished { key, slot, verdict, traceparent }).await;
             });
         }
     }
@@ -382,9 +395,9 @@ impl<W: Work> Scheduler<W> {
         self.pauses.insert(Arc::clone(key), pause.min(MAX_PAUSE));
     }
 
-    fn acknowledge(&self, delivery: Delivery, receipt: W::Receipt) {
+    fn acknowledge(&self, delivery: Delivery, receipt: W::Receipt, traceparent: Arc<OnceLock<String>>) {
         // Not awaited here: the connection may be away, and the loop must go on.
-        self.tasks.spawn(async move { delivery.ack(&receipt).await });
+        self.tasks.spawn(async move { delivery.ack(&receipt, traceparent.get().map(String::as_str)).await });
     }
 
     fn publish_watermark(&self, partition: u16) {

@@ -329,6 +329,19 @@ impl Store {
         on!(self.claim_idempotency_key(scope, key, fingerprint, turn_id, conversation_id, now))
     }
 
+    /// What claiming the key would give, when it has been claimed before; `None` when it has not.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn idempotency_claim(
+        &self,
+        scope: &str,
+        key: &str,
+        fingerprint: &str,
+    ) -> Result<Option<IdempotencyClaim>, StoreError> {
+        on!(self.idempotency_claim(scope, key, fingerprint))
+    }
+
     /// The conversation of a turn that was claimed; `None` for a turn that nobody claimed. The turn may not have run yet.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use self::compose::{compose, frame, new_conversation, parts, unsaved};
-use self::trace::process_span;
+use self::trace::{process_span, record_waits};
 use crate::config::Bot;
 use crate::message::{
     Channel, ConversationKey, ConversationStatus, Envelope, Event, InboundMessage, Peer, ReplyMessage, SCHEMA_VERSION,
@@ -30,7 +30,7 @@ use crate::store::{
     TurnCommit,
 };
 use crate::stream::{DeadLetter, Publisher, StreamMessage};
-use crate::telemetry::{chain, metric};
+use crate::telemetry::{chain, json_fault, metric};
 
 mod compose;
 pub mod outbox;
@@ -88,6 +88,7 @@ impl Work for Turns {
 
     async fn run(&self, task: &Task) -> Verdict<Committed> {
         let span = process_span(task);
+        record_waits(task);
         let started = std::time::Instant::now();
         let mut responder_time = Duration::ZERO;
         let verdict = async {
@@ -413,7 +414,7 @@ fn decode(message: &StreamMessage) -> Step<Envelope> {
         return Err(hopeless("undecodable", "the message was written by a newer version".to_owned()));
     }
     serde_json::from_slice(&message.payload)
-        .map_err(|error| hopeless("undecodable", format!("the message is not an envelope: {error}")))
+        .map_err(|error| hopeless("undecodable", format!("the message is not an envelope: {}", json_fault(&error))))
 }
 
 /// Runs the responder within its time, and stops it when the turn must stop.

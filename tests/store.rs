@@ -522,10 +522,16 @@ async fn an_idempotency_key_is_claimed_once(database: &Database) {
         let claimed = database.store.claim_idempotency_key(scope, "k", fingerprint, turn_id, conversation_id, at(0));
         claimed.await.unwrap()
     };
+    let find =
+        async |scope: &str, fingerprint: &str| database.store.idempotency_claim(scope, "k", fingerprint).await.unwrap();
+    assert_eq!(find("support", "body").await, None);
     let at_once = join_all((0..6).map(|_| claim("support", "body"))).await;
     assert!(matches!(at_once[0], IdempotencyClaim::Granted { .. }));
     assert!(at_once.iter().all(|claimed| *claimed == at_once[0]));
     assert_eq!(claim("support", "another body").await, IdempotencyClaim::Conflict);
+    assert_eq!(find("support", "body").await.as_ref(), Some(&at_once[0]));
+    assert_eq!(find("support", "another body").await, Some(IdempotencyClaim::Conflict));
+    assert_eq!(find("sales", "body").await, None);
     let elsewhere = claim("sales", "another body").await;
     assert!(matches!(elsewhere, IdempotencyClaim::Granted { .. }) && elsewhere != at_once[0]);
 }

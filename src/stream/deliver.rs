@@ -101,8 +101,8 @@ impl Delivery {
     }
 
     /// Acknowledges the message: the only way, and only with proof that its work is durable. A lost acknowledgement costs
-    /// a redelivery, nothing else.
-    pub async fn ack(self, receipt: &(impl Receipt + Sync)) {
+    /// a redelivery, nothing else. `traceparent` is the context of the work that it ends; without one it is the message's.
+    pub async fn ack(self, receipt: &(impl Receipt + Sync), traceparent: Option<&str>) {
         if !receipt.covers(&self.message.message_id) {
             tracing::error!(
                 sequence = self.message.sequence,
@@ -117,7 +117,7 @@ impl Delivery {
             otel.kind = "client",
             turnwise.stream.sequence = self.message.sequence,
         );
-        telemetry::set_parent(&span, self.message.traceparent.as_deref());
+        telemetry::set_parent(&span, traceparent.or(self.message.traceparent.as_deref()));
         if let Err(error) = self.client.publish(self.reply, Bytes::from_static(b"+ACK")).instrument(span).await {
             tracing::debug!(error = %error, sequence = self.message.sequence, "acknowledgement not sent");
         }

@@ -134,8 +134,14 @@ impl Publisher {
         }
     }
 
+    /// The partition that the conversation's messages lie in.
+    #[must_use]
+    pub fn partition(&self, key: &ConversationKey) -> u16 {
+        key.partition(self.partitions)
+    }
+
     fn subject(&self, lane: Lane, key: &ConversationKey) -> String {
-        self.connection.names.subject(lane, key.partition(self.partitions), key)
+        self.connection.names.subject(lane, self.partition(key), key)
     }
 
     async fn publish(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<(u64, bool), PublishError> {

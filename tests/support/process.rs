@@ -16,14 +16,14 @@ use tokio::process::{Child, Command};
 use super::nats::NatsServer;
 use super::{PATIENCE, eventually, free_port, http_client, messenger, responder, telegram};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_turnwise");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_turnwise");
 
 pub(crate) const NAMESPACE: &str = "turnwise";
 pub(crate) const CONSOLE_TOKEN: &str = "stand-in-console-token";
 pub(crate) const WEB_KEY: &str = "stand-in-web-key";
 
 /// The secrets that a configuration of these tests may name by `{ env = "..." }`.
-const ENVIRONMENT: &[(&str, &str)] = &[
+pub(crate) const ENVIRONMENT: &[(&str, &str)] = &[
     ("TEST_TELEGRAM_TOKEN", telegram::TOKEN),
     ("TEST_TELEGRAM_SECRET", telegram::SECRET),
     ("TEST_APP_SECRET", messenger::APP_SECRET),
@@ -47,6 +47,11 @@ pub(crate) struct Configuration {
 }
 
 impl Configuration {
+    /// Nothing yet.
+    pub(crate) fn empty() -> Self {
+        Self { port: 0, tables: BTreeMap::new() }
+    }
+
     /// What every test needs: a free port, this NATS, this database, a console token.
     pub(crate) fn new(nats: &NatsServer, database_url: &str) -> Self {
         let port = free_port();
@@ -229,18 +234,19 @@ impl Turnwise {
         &self.configuration
     }
 
-    fn command(&self, subcommand: &str) -> Command {
+    pub(crate) fn command(&self, subcommand: &str) -> Command {
         let mut command = Command::new(BINARY);
         command.arg(subcommand).arg("--config").arg(self.configuration_file());
         command.envs(ENVIRONMENT.iter().copied()).env("RUST_LOG", "info").stdin(Stdio::null()).kill_on_drop(true);
         command
     }
 
-    fn configuration_file(&self) -> PathBuf {
+    pub(crate) fn configuration_file(&self) -> PathBuf {
         self.directory.path().join("turnwise.toml")
     }
 
-    fn log(&self) -> PathBuf {
+    /// Everything it said on standard error.
+    pub(crate) fn log(&self) -> PathBuf {
         self.directory.path().join("turnwise.log")
     }
 }
