@@ -4,6 +4,7 @@
 //! to finish, and what does not finish stays on the stream.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +63,24 @@ pub struct Roles {
 
 impl Roles {
     pub const ALL: Self = Self { ingress: true, worker: true, egress: true };
+}
+
+/// The address that requests shall come to is not to be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}")]
+pub struct ListenError {
+    address: SocketAddr,
+    source: std::io::Error,
+}
+
+impl ListenError {
+    /// What the user can do about it, for the line after `error:`.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        (self.source.kind() == std::io::ErrorKind::AddrInUse).then_some(
+            "another program listens there: stop it, or choose another address (`--listen` of dev, http.listen of serve)",
+        )
+    }
 }
 
 /// Database, streams and managed server, opened for any command that needs them.
@@ -128,12 +147,11 @@ pub async fn run(
     roles: Roles,
     registered: Responders,
     stop: CancellationToken,
-    ready: impl FnOnce(std::net::SocketAddr),
+    ready: impl FnOnce(SocketAddr),
 ) -> anyhow::Result<()> {
     // Bound first: a taken port must be found before partitions are taken over.
-    let listener = TcpListener::bind(config.http.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}; choose another address with http.listen", config.http.listen))?;
+    let address = config.http.listen;
+    let listener = TcpListener::bind(address).await.map_err(|source| ListenError { address, source })?;
     let address = listener.local_addr().context("cannot tell the address listened on")?;
     let metrics = Metrics::install()?;
     let responders = responder::build(config, registered).map_err(|errors| unusable(&errors))?;
@@ -226,7 +244,8 @@ impl Running {
         }
         timer.abort();
         self.closing.cancel();
-        if tokio::time::timeout(CLOSE_PATIENCE, self.http).await.is_err() {
+        // One that has ended was awaited already.
+        if !self.http.is_finished() && tokio::time::timeout(CLOSE_PATIENCE, self.http).await.is_err() {
             tracing::warn!("some HTTP requests did not end in time");
         }
     }
@@ -346,7 +365,7 @@ fn turns(config: &Config, store: &Store, publisher: &Publisher, responders: Resp
 }
 
 /// Every problem of the responders, a line each.
-fn unusable(errors: &[responder::BuildError]) -> anyhow::Error {
+pub(crate) fn unusable(errors: &[responder::BuildError]) -> anyhow::Error {
     let lines: Vec<String> = errors.iter().map(|error| chain(error)).collect();
     anyhow::anyhow!("the responders cannot be built\n  {}", lines.join("\n  "))
 }
