@@ -143,7 +143,6 @@ impl Lanes {
     pub fn start(&mut self) -> Option<Start> {
         while self.running < self.max_running {
             let key = self.ready.pop_front()?;
-            // A lane dropped with its partition leaves its place in the queue behind.
             let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.state == State::Ready) else { continue };
             let Some(&sequence) = lane.waiting.front() else { continue };
             lane.state = State::Running;
@@ -245,6 +244,7 @@ impl Lanes {
             }
             keep
         });
+        self.ready.retain(|key| self.lanes.contains_key(key));
         dropped
     }
 
