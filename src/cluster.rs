@@ -17,8 +17,14 @@ use crate::stream::StreamError;
 pub use participant::Participant;
 pub use takeover::take_over_all;
 
+mod balance;
+mod bucket;
+mod holdings;
 mod participant;
+#[cfg(test)]
+mod simulation;
 mod takeover;
+mod view;
 
 /// A partition taken over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +82,7 @@ impl Settings {
 
 /// What is done for partitions after their epochs are raised and before anybody works on them, such as publishing what
 /// their owner before left behind.
-pub trait Prepare: Send + Sync {
+pub trait Prepare: Send + Sync + 'static {
     type Error: Error + Send + Sync + 'static;
 
     /// After an error the partitions are taken over anew and prepared again.

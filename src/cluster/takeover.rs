@@ -31,21 +31,32 @@ pub(super) async fn take_over(
     partitions: &[u16],
 ) -> Result<Vec<Owned>, ClusterError> {
     let number = store.stream_number(&handle.name, &handle.incarnation).await.map_err(ClusterError::Store)?;
-    let mut left = jetstream::left_behind(handle).await.map_err(ClusterError::Stream)?;
-    left.retain(|consumer| partitions.contains(&consumer.partition));
+    let before = left_behind(handle, partitions).await?;
     // A database that was lost and made anew starts counting at 1, but must not reuse the name of a living consumer.
-    let epoch_at_least = left.iter().map(|consumer| consumer.epoch + 1).max().unwrap_or(1);
+    let epoch_at_least = before.iter().map(|consumer| consumer.epoch + 1).max().unwrap_or(1);
     let takeovers = store.take_over(number, partitions, epoch_at_least).await.map_err(ClusterError::Store)?;
-    stream::iter(&left)
-        .map(|consumer| jetstream::remove_consumer(handle, &consumer.name))
-        .buffer_unordered(REMOVALS_AT_ONCE)
-        .try_collect::<()>()
-        .await
-        .map_err(ClusterError::Stream)?;
+    // Looked at again: an owner that had not been fenced yet may have made a consumer since.
+    let left = left_behind(handle, partitions).await?;
+    let stale = left.iter().filter(|consumer| {
+        let mut ours = takeovers.iter().map(|takeover| &takeover.ownership);
+        ours.any(|own| own.partition == consumer.partition && consumer.epoch < own.epoch)
+    });
+    let removals = stale.map(|consumer| remove(handle, consumer.name.clone()));
+    stream::iter(removals.collect::<Vec<_>>()).buffer_unordered(REMOVALS_AT_ONCE).try_collect::<()>().await?;
     let owned: Vec<Owned> =
         takeovers.into_iter().map(|takeover| Owned { takeover, after: start_after(&takeover, &left) }).collect();
     tracing::info!(stream = handle.name, partitions = owned.len(), "partitions taken over");
     Ok(owned)
+}
+
+async fn left_behind(handle: &StreamHandle, partitions: &[u16]) -> Result<Vec<LeftBehind>, ClusterError> {
+    let mut left = jetstream::left_behind(handle).await.map_err(ClusterError::Stream)?;
+    left.retain(|consumer| partitions.contains(&consumer.partition));
+    Ok(left)
+}
+
+async fn remove(handle: &StreamHandle, name: String) -> Result<(), ClusterError> {
+    jetstream::remove_consumer(handle, &name).await.map_err(ClusterError::Stream)
 }
 
 /// Where to read on. A database without a checkpoint has never seen this stream: then what an earlier owner acknowledged is
