@@ -15,7 +15,7 @@ use crate::store::{StoreError, Takeover};
 use crate::stream::StreamError;
 
 pub use participant::Participant;
-pub use takeover::take_over_all;
+pub use takeover::take_over;
 
 mod balance;
 mod bucket;

@@ -115,7 +115,7 @@ async fn a_partition_taken_by_force_is_taken_again() {
     let process = world.join("process", FOREVER).await;
     world.settled(&[&process]).await;
     let (handle, _connection) = world.connect().await;
-    let stolen = cluster::take_over_all(&handle, &world.store, PARTITIONS).await.unwrap();
+    let stolen = cluster::take_over(&handle, &world.store, &(0..PARTITIONS).collect::<Vec<_>>()).await.unwrap();
     for owned in &stolen {
         process.scheduler.lose(owned.takeover.ownership.partition);
     }

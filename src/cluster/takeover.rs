@@ -14,24 +14,11 @@ use crate::stream::{self as jetstream, LeftBehind, StreamHandle};
 /// Consumers removed at once: enough to hide the round trips, few enough not to crowd the server.
 const REMOVALS_AT_ONCE: usize = 16;
 
-/// Takes over all partitions of a stream.
-///
-/// # Errors
-/// When the database or JetStream does not answer; taking over again is safe.
-pub async fn take_over_all(handle: &StreamHandle, store: &Store, partitions: u16) -> Result<Vec<Owned>, ClusterError> {
-    let all: Vec<u16> = (0..partitions).collect();
-    take_over(handle, store, &all).await
-}
-
 /// Takes over these partitions.
 ///
 /// # Errors
 /// When the database or JetStream does not answer; taking over again is safe.
-pub(super) async fn take_over(
-    handle: &StreamHandle,
-    store: &Store,
-    partitions: &[u16],
-) -> Result<Vec<Owned>, ClusterError> {
+pub async fn take_over(handle: &StreamHandle, store: &Store, partitions: &[u16]) -> Result<Vec<Owned>, ClusterError> {
     let number = store.stream_number(&handle.name, &handle.incarnation).await.map_err(ClusterError::Store)?;
     let left = of(partitions, jetstream::left_behind(handle).await.map_err(ClusterError::Stream)?);
     // A database that was lost and made anew starts counting at 1, but must not reuse the name of a living consumer.
