@@ -25,6 +25,7 @@ pub const TURN_DURATION: &str = "turnwise_turn_duration_seconds";
 pub const OVERHEAD: &str = "turnwise_overhead_seconds";
 pub const END_TO_END: &str = "turnwise_end_to_end_seconds";
 pub const COMMIT_DURATION: &str = "turnwise_commit_duration_seconds";
+pub const COMMIT_BATCH_SIZE: &str = "turnwise_commit_batch_size";
 pub const COMMITS_FENCED: &str = "turnwise_commits_fenced_total";
 pub const DEAD_LETTERS: &str = "turnwise_dead_letters_total";
 pub const EGRESS_ATTEMPTS: &str = "turnwise_egress_attempts_total";
@@ -36,6 +37,9 @@ const DURATION_BUCKETS_SECONDS: [f64; 14] =
 /// 0.5 ms doubling to 8.192 s, for what is our own doing.
 const OVERHEAD_BUCKETS_SECONDS: [f64; 15] =
     [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192];
+
+/// 1 doubling to 256, above the most turns that share a transaction.
+const SIZE_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
 /// Histograms keep raw values until somebody drains them; between two scrapes this does.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -134,6 +138,12 @@ pub fn commit(duration: Duration, fenced: bool) {
     counter!(COMMITS_FENCED).increment(u64::from(fenced));
 }
 
+/// One transaction for so many turns began.
+#[expect(clippy::cast_precision_loss, reason = "a group has at most hundreds of turns")]
+pub fn commit_batch(turns: usize) {
+    histogram!(COMMIT_BATCH_SIZE).record(turns as f64);
+}
+
 /// A message was given up.
 pub fn dead_letter(reason: &'static str) {
     counter!(DEAD_LETTERS, "reason" => reason).increment(1);
@@ -158,6 +168,7 @@ fn install_recorder() -> anyhow::Result<PrometheusHandle> {
         .set_buckets(&DURATION_BUCKETS_SECONDS)?
         .set_buckets_for_metric(fine(OVERHEAD), &OVERHEAD_BUCKETS_SECONDS)?
         .set_buckets_for_metric(fine(COMMIT_DURATION), &OVERHEAD_BUCKETS_SECONDS)?
+        .set_buckets_for_metric(fine(COMMIT_BATCH_SIZE), &SIZE_BUCKETS)?
         .build_recorder();
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder)
@@ -178,6 +189,9 @@ pub fn describe_metrics() {
     }
     for (name, help) in HISTOGRAMS {
         metrics::describe_histogram!(*name, Unit::Seconds, *help);
+    }
+    for (name, help) in SIZES {
+        metrics::describe_histogram!(*name, Unit::Count, *help);
     }
 }
 
@@ -211,6 +225,8 @@ const HISTOGRAMS: &[(&str, &str)] = &[
     (COMMIT_DURATION, "Seconds that the transaction of a turn took."),
 ];
 
+const SIZES: &[(&str, &str)] = &[(COMMIT_BATCH_SIZE, "Turns that shared the transaction of a commit.")];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,12 +245,13 @@ mod tests {
         turn_finished("support", "answered", Duration::from_secs(2), Duration::from_millis(1_999));
         end_to_end(Channel::Web, moment);
         commit(moment, true);
+        commit_batch(3);
         dead_letter("attempts");
         egress_attempt(Channel::Messenger, Some(429));
         egress_attempt(Channel::Messenger, None);
 
         let page = metrics.render();
-        for (name, help) in COUNTERS.iter().chain(GAUGES).chain(HISTOGRAMS) {
+        for (name, help) in COUNTERS.iter().chain(GAUGES).chain(HISTOGRAMS).chain(SIZES) {
             assert!(page.contains(&format!("# HELP {name} {help}\n")), "{name} has no help text:\n{page}");
         }
         let check = |line: &str| assert!(page.lines().any(|found| found == line), "no {line} in:\n{page}");
@@ -247,6 +264,8 @@ mod tests {
         check(r#"turnwise_overhead_seconds_bucket{le="0.0005"} 0"#);
         check(r#"turnwise_overhead_seconds_bucket{le="0.001"} 1"#);
         check(r#"turnwise_commit_duration_seconds_bucket{le="0.004"} 1"#);
+        check(r#"turnwise_commit_batch_size_bucket{le="2"} 0"#);
+        check(r#"turnwise_commit_batch_size_bucket{le="4"} 1"#);
         check("turnwise_commits_fenced_total 1");
         check(r#"turnwise_dead_letters_total{reason="attempts"} 1"#);
         check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="4xx"} 1"#);
