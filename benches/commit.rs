@@ -5,8 +5,8 @@
 //! when the last one is done. Run it with `make bench`.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
+#![expect(clippy::print_stdout, reason = "the table is what it is for")]
 
-use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,9 +20,12 @@ use turnwise::store::{
     CommitOutcome, NewConversation, NewMessage, Ownership, Position, SendResult, SendStart, Store, TurnCommit,
     TurnTimings,
 };
+use turnwise::telemetry::Metrics;
+use turnwise::telemetry::metric::COMMIT_BATCH_SIZE;
 use uuid::Uuid;
 
 #[path = "../tests/support/postgres.rs"]
+#[expect(dead_code, reason = "tests need more of it")]
 mod postgres_cluster;
 
 use postgres_cluster::PostgresCluster;
@@ -37,22 +40,20 @@ const CALLERS: [usize; 3] = [1, 32, 512];
 
 #[tokio::main]
 async fn main() {
-    say(format_args!(
-        "{:<10} {:>7} {:<8} {:>10} {:>9} {:>9}",
-        "database", "callers", "what", "per second", "p50 ms", "p99 ms"
-    ));
+    let metrics = Metrics::install().unwrap();
+    println!("database   callers what     per second   p50 ms   p99 ms per group");
     for callers in CALLERS {
         let folder = TempDir::new().unwrap();
-        measure("SQLite", &format!("sqlite://{}/bench.db", folder.path().display()), callers).await;
+        measure("SQLite", &format!("sqlite://{}/bench.db", folder.path().display()), callers, &metrics).await;
     }
     let cluster = PostgresCluster::start().await;
     for callers in CALLERS {
         let url = cluster.create_database(&format!("bench_{callers}")).await;
-        measure("PostgreSQL", &url, callers).await;
+        measure("PostgreSQL", &url, callers, &metrics).await;
     }
 }
 
-async fn measure(database: &str, url: &str, callers: usize) {
+async fn measure(database: &str, url: &str, callers: usize, metrics: &Metrics) {
     let store = Store::connect(url, CONNECTIONS).await.unwrap();
     store.migrate().await.unwrap();
     let stream = store.stream_number("bench", "1").await.unwrap();
@@ -60,6 +61,7 @@ async fn measure(database: &str, url: &str, callers: usize) {
     let owned = store.take_over(stream, &partitions, 0).await.unwrap();
     let lane = |number: usize| (store.clone(), owned[number % owned.len()].ownership, number);
 
+    let before = groups(metrics);
     let mut lanes = JoinSet::new();
     (0..callers).map(lane).for_each(|(store, owner, number)| drop(lanes.spawn(commits(store, owner, number))));
     let mut times = Vec::new();
@@ -69,7 +71,9 @@ async fn measure(database: &str, url: &str, callers: usize) {
         times.extend(taken);
         deliveries.push(written);
     }
-    report(database, callers, "commits", times);
+    let after = groups(metrics);
+    let size = (after.0 - before.0) / (after.1 - before.1);
+    report(database, callers, "commits", times, &format!("{size:.1}"));
 
     let mut lanes = JoinSet::new();
     for (number, ids) in deliveries.into_iter().enumerate() {
@@ -80,7 +84,7 @@ async fn measure(database: &str, url: &str, callers: usize) {
     while let Some(done) = lanes.join_next().await {
         times.extend(done.unwrap());
     }
-    report(database, callers, "sends", times);
+    report(database, callers, "sends", times, "");
     store.close().await;
 }
 
@@ -121,17 +125,23 @@ async fn sends(store: Store, owner: Ownership, deliveries: Vec<Uuid>) -> Vec<Dur
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-fn report(database: &str, callers: usize, what: &str, mut times: Vec<Duration>) {
+fn report(database: &str, callers: usize, what: &str, mut times: Vec<Duration>, size: &str) {
     times.sort_unstable();
     // Callers are never idle, so the time they spent is the time that passed, once for each.
     let passed = times.iter().sum::<Duration>().as_secs_f64() / callers as f64;
     let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
     let rate = times.len() as f64 / passed;
-    say(format_args!("{database:<10} {callers:>7} {what:<8} {rate:>10.0} {:>9.2} {:>9.2}", at(50), at(99)));
+    println!("{database:<10} {callers:>7} {what:<8} {rate:>10.0} {:>8.2} {:>8.2} {size:>9}", at(50), at(99));
 }
 
-fn say(line: std::fmt::Arguments<'_>) {
-    writeln!(std::io::stdout(), "{line}").unwrap();
+/// Turns committed so far, and the transactions they took.
+fn groups(metrics: &Metrics) -> (f64, f64) {
+    let page = metrics.render();
+    let value = |suffix: &str| {
+        let series = format!("{COMMIT_BATCH_SIZE}_{suffix} ");
+        page.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap_or(0.0)
+    };
+    (value("sum"), value("count"))
 }
 
 /// A question and its answer, in one part.

@@ -45,6 +45,9 @@ macro_rules! on_both {
     };
 }
 
+#[path = "store/groups.rs"]
+mod groups;
+
 on_both!(
     a_commit_writes_everything_and_only_once,
     a_commit_of_another_turn_under_the_same_dedupe_id_changes_nothing,

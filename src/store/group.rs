@@ -165,9 +165,7 @@ async fn answer<W: Work>(work: Arc<W>, asked: Vec<W::Asked>, replies: Vec<Reply<
     tracing::debug!(members = asked.len(), error = %crate::telemetry::chain(&error), "a group failed, one by one now");
     for (one, reply) in asked.chunks(1).zip(replies.by_ref()) {
         match work.run(one).await {
-            Ok(outcomes) => {
-                outcomes.into_iter().take(1).zip([reply]).for_each(|(outcome, reply)| tell(reply, Ok(outcome)))
-            }
+            Ok(outcome) => outcome.into_iter().zip([reply]).for_each(|(outcome, reply)| tell(reply, Ok(outcome))),
             Err(error) if error.is_transient() => return tell_all(std::iter::once(reply).chain(replies), error),
             Err(error) => tell(reply, Err(error)),
         }
@@ -234,6 +232,50 @@ impl<K: Hash + Eq + Clone, T> Queue<K, T> {
     fn release(&mut self, keys: &[K]) {
         for key in keys {
             self.busy.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Calls with up to two of a few keys, groups of a few, ended in any order.
+        #[test]
+        fn whoever_shares_a_key_goes_in_turn(
+            calls in proptest::collection::vec(proptest::collection::vec(0..6_u8, 0..3), 0..40),
+            limit in 1..5_usize,
+            ends in proptest::collection::vec(any::<prop::sample::Index>(), 200),
+        ) {
+            let mut queue = Queue::new();
+            for (number, keys) in calls.iter().enumerate() {
+                queue.push(keys.clone(), number);
+            }
+            let mut running: Vec<Vec<u8>> = Vec::new();
+            let mut done = Vec::new();
+            for end in ends {
+                let (keys, group) = queue.take(limit, |number| number % 7 != 6);
+                prop_assert!(group.len() <= limit);
+                for key in &keys {
+                    prop_assert!(running.iter().all(|others| !others.contains(key)), "{key} runs twice");
+                }
+                if !group.is_empty() {
+                    running.push(keys);
+                    done.extend(group);
+                }
+                if running.len() > 2 || (queue.len() > 0 && !running.is_empty()) {
+                    queue.release(&running.swap_remove(end.index(running.len())));
+                }
+            }
+            prop_assert_eq!(queue.len(), 0);
+            prop_assert_eq!(done.len(), (0..calls.len()).filter(|number| number % 7 != 6).count());
+            for key in 0..6 {
+                let of_key = |number: &&usize| calls[**number].contains(&key);
+                prop_assert!(done.iter().filter(of_key).is_sorted(), "key {key} out of order: {done:?}");
+            }
         }
     }
 }
