@@ -31,6 +31,11 @@ check: ## Formatting, lints, documentation, licences and sources of dependencies
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 	deny=$$(scripts/cargo-deny.sh) && "$$deny" check licenses bans sources
 
+.PHONY: bench
+bench: ## Turns and deliveries per second that the databases take, from 1, 32 and 512 callers at once
+	@postgres=$$(scripts/postgres.sh) && export PATH="$$postgres:$$PATH" && \
+	$(CARGO) bench --locked --bench '*'
+
 .PHONY: docs
 docs: ## The library's documentation, in target/doc/turnwise/index.html
 	@$(CARGO) doc --locked --no-deps

@@ -7,13 +7,17 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::message::{ConversationKey, DeliveryStatus, Platform, TerminalState, Timestamp};
 
+mod commit;
 mod error;
+mod group;
+mod groups;
 mod merge;
 mod postgres;
 mod records;
@@ -21,6 +25,10 @@ mod rows;
 mod schema;
 mod sending;
 mod sqlite;
+mod values;
+
+use groups::Groups;
+use sending::{Beginning, Ending};
 
 pub use error::StoreError;
 pub use records::*;
@@ -39,9 +47,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// connection and a statement that the server itself breaks off.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A database, PostgreSQL or SQLite; clones share its connections.
+/// A database, PostgreSQL or SQLite; clones share its connections and its groups.
 #[derive(Clone)]
-pub struct Store(Backend);
+pub struct Store {
+    backend: Backend,
+    groups: Groups,
+}
 
 #[derive(Clone)]
 enum Backend {
@@ -52,13 +63,13 @@ enum Backend {
 /// Runs a verb on whichever database this is, `unbounded` for as long as that takes.
 macro_rules! on {
     ($store:ident.$verb:ident($($argument:expr),*)) => {
-        match &$store.0 {
+        match &$store.backend {
             Backend::Postgres(database) => answered(stringify!($verb), database.$verb($($argument),*)).await,
             Backend::Sqlite(database) => database.$verb($($argument),*).await,
         }
     };
     (unbounded $store:ident.$verb:ident($($argument:expr),*)) => {
-        match &$store.0 {
+        match &$store.backend {
             Backend::Postgres(database) => database.$verb($($argument),*).await,
             Backend::Sqlite(database) => database.$verb($($argument),*).await,
         }
@@ -68,19 +79,21 @@ macro_rules! on {
 /// Opening, migrating, asking how it is.
 impl Store {
     /// Opens `sqlite://PATH` (created if missing) or `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, with at most
-    /// `max_connections` connections. Nothing is migrated.
+    /// `max_connections` connections. Nothing is migrated. The tasks that form groups of commits and sends run on the runtime of
+    /// this call, until [`Store::close`] or until the last clone is gone.
     ///
     /// # Errors
     /// An address of another kind, a folder that does not exist, a server that does not let us in within ten seconds. No
     /// error holds the address's password.
     pub async fn connect(url: &str, max_connections: u32) -> Result<Self, StoreError> {
-        match url.split_once("://") {
-            Some(("sqlite", _)) => Ok(Self(Backend::Sqlite(sqlite::Sqlite::connect(url, max_connections).await?))),
+        let backend = match url.split_once("://") {
+            Some(("sqlite", _)) => Backend::Sqlite(sqlite::Sqlite::connect(url, max_connections).await?),
             Some(("postgres" | "postgresql", _)) => {
-                Ok(Self(Backend::Postgres(postgres::Postgres::connect(url, max_connections).await?)))
+                Backend::Postgres(postgres::Postgres::connect(url, max_connections).await?)
             }
-            _ => Err(StoreError::UnknownScheme { scheme: scheme(url) }),
-        }
+            _ => return Err(StoreError::UnknownScheme { scheme: scheme(url) }),
+        };
+        Ok(Self { groups: Groups::start(&backend), backend })
     }
 
     /// Brings the schema to this version, under a lock: two processes may do it at once. A no-op when it is there already.
@@ -110,14 +123,15 @@ impl Store {
     /// The database's name as OpenTelemetry's `db.system.name` has it.
     #[must_use]
     pub const fn system(&self) -> &'static str {
-        match self.0 {
+        match self.backend {
             Backend::Postgres(_) => "postgresql",
             Backend::Sqlite(_) => "sqlite",
         }
     }
 
-    /// Closes every connection, after what they are doing is done. Later calls fail.
+    /// Closes every connection, after what they are doing is done and what was asked of groups before. Later calls fail.
     pub async fn close(&self) {
+        self.groups.close().await;
         on!(unbounded self.close());
     }
 }
@@ -190,13 +204,16 @@ impl Store {
     /// only what a turn owns: count, snippet, times, and metadata merged into what it is at that moment (G6). Status and
     /// assignee are left alone, except that `handoff` makes `human` of `bot`.
     ///
-    /// After an error nobody knows whether it was written: calling again with the same turn tells
-    /// ([`CommitOutcome::AlreadyTerminal`]).
+    /// Turns that are committed at the same time share a transaction, each with an outcome of its own; of two turns with the
+    /// same dedupe id or conversation the later one comes after the earlier one.
+    ///
+    /// After an error nobody knows whether it was written, nor when the future is dropped: calling again with the same turn
+    /// tells ([`CommitOutcome::AlreadyTerminal`]).
     ///
     /// # Errors
     /// As [`StoreError::Query`].
-    pub async fn commit(&self, turn: &TurnCommit) -> Result<CommitOutcome, StoreError> {
-        on!(self.commit(turn))
+    pub async fn commit(&self, turn: impl Into<Arc<TurnCommit>> + Send) -> Result<CommitOutcome, StoreError> {
+        self.groups.commit(turn.into()).await
     }
 
     /// The ledger row of a turn, with its replies.
@@ -431,7 +448,7 @@ impl Store {
         ownership: &Ownership,
         now: Timestamp,
     ) -> Result<SendStart, StoreError> {
-        on!(self.begin_send(delivery_id, ownership, now))
+        self.groups.begin_send(Beginning { delivery_id, ownership: *ownership, now }).await
     }
 
     /// Records what the platform said. A confirmation wins over everything, however late; nothing else moves a part that is
@@ -445,13 +462,13 @@ impl Store {
         result: &SendResult,
         now: Timestamp,
     ) -> Result<Option<Settled>, StoreError> {
-        on!(self.settle_send(delivery_id, result, now))
+        self.groups.settle_send(Ending { delivery_id, result: result.clone(), now }).await
     }
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self.0 {
+        formatter.write_str(match self.backend {
             Backend::Postgres(_) => "Store(PostgreSQL)",
             Backend::Sqlite(_) => "Store(SQLite)",
         })

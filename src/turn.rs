@@ -239,10 +239,11 @@ impl Turns {
             db.system.name = self.store.system(),
             turnwise.commit.outcome = tracing::field::Empty
         );
+        let commit = Arc::new(commit);
         let mut pause = patience();
         let outcome = loop {
             let started = std::time::Instant::now();
-            let outcome = self.store.commit(&commit).instrument(span.clone()).await;
+            let outcome = self.store.commit(Arc::clone(&commit)).instrument(span.clone()).await;
             metric::commit(started.elapsed(), matches!(outcome, Ok(CommitOutcome::Fenced)));
             match outcome {
                 Ok(outcome) => break outcome,

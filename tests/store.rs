@@ -45,6 +45,9 @@ macro_rules! on_both {
     };
 }
 
+#[path = "store/groups.rs"]
+mod groups;
+
 on_both!(
     a_commit_writes_everything_and_only_once,
     a_commit_of_another_turn_under_the_same_dedupe_id_changes_nothing,
@@ -87,13 +90,13 @@ async fn a_commit_writes_everything_and_only_once(database: &Database) {
     let before = store.load_turn(&turn.key, &turn.dedupe_id).await.unwrap();
     assert!(before.already.is_none() && before.conversation.is_none());
 
-    let (receipt, pending) = committed(store.commit(&turn).await.unwrap());
+    let (receipt, pending) = committed(store.commit(turn.clone()).await.unwrap());
     assert_eq!((receipt.turn_id(), receipt.state()), (turn.turn_id, TerminalState::Answered));
     assert!(receipt.covers(&turn.dedupe_id) && !receipt.covers("another"));
     assert_eq!(parts(&pending), turn.deliveries);
     assert!(pending.iter().all(|delivery| delivery.traceparent() == turn.traceparent.as_deref()));
 
-    let again = store.commit(&turn).await.unwrap();
+    let again = store.commit(turn.clone()).await.unwrap();
     assert!(matches!(&again, CommitOutcome::AlreadyTerminal(found) if *found == receipt), "{again:?}");
 
     let id = turn.conversation_id.unwrap();
@@ -126,11 +129,11 @@ async fn a_commit_of_another_turn_under_the_same_dedupe_id_changes_nothing(datab
     let store = &database.store;
     let owner = database.own(0).await;
     let first = first_turn(owner, 1, "ann");
-    committed(store.commit(&first).await.unwrap());
+    committed(store.commit(first.clone()).await.unwrap());
     let mut second = next_turn(&first, 2);
     second.dedupe_id.clone_from(&first.dedupe_id);
 
-    let outcome = store.commit(&second).await.unwrap();
+    let outcome = store.commit(second.clone()).await.unwrap();
     assert!(matches!(&outcome, CommitOutcome::AlreadyTerminal(found) if found.turn_id() == first.turn_id));
     assert!(store.turn(second.turn_id).await.unwrap().is_none());
     assert!(store.deliveries_of_turn(second.turn_id).await.unwrap().is_empty());
@@ -141,15 +144,15 @@ async fn a_takeover_fences_the_former_owner(database: &Database) {
     let store = &database.store;
     let former = database.own(5).await;
     let first = first_turn(former, 1, "ann");
-    committed(store.commit(&first).await.unwrap());
+    committed(store.commit(first.clone()).await.unwrap());
     let later = store.take_over(former.stream, &[5], 0).await.unwrap()[0].ownership;
     assert_eq!(later.epoch, former.epoch + 1);
 
     let mut second = next_turn(&first, 2);
-    assert!(matches!(store.commit(&second).await.unwrap(), CommitOutcome::Fenced));
+    assert!(matches!(store.commit(second.clone()).await.unwrap(), CommitOutcome::Fenced));
     assert!(store.turn(second.turn_id).await.unwrap().is_none());
     second.ownership = later;
-    committed(store.commit(&second).await.unwrap());
+    committed(store.commit(second.clone()).await.unwrap());
 
     let higher = store.take_over(former.stream, &[5, 6], 40).await.unwrap();
     let epochs = higher.iter().map(|taken| (taken.ownership.partition, taken.ownership.epoch)).collect::<Vec<_>>();
@@ -157,7 +160,7 @@ async fn a_takeover_fences_the_former_owner(database: &Database) {
     let unowned = Ownership { stream: former.stream, partition: 9, epoch: 0 };
     let mut third = next_turn(&second, 3);
     third.ownership = unowned;
-    assert!(matches!(store.commit(&third).await.unwrap(), CommitOutcome::Fenced));
+    assert!(matches!(store.commit(third.clone()).await.unwrap(), CommitOutcome::Fenced));
 }
 
 /// Many commits run into a takeover. Whatever was committed before it is there when it returns, whole; nothing comes after.
@@ -167,7 +170,7 @@ async fn a_commit_racing_with_a_takeover_is_whole_or_fenced(database: &Database)
     let dedupe_ids = turns.iter().map(|turn| turn.dedupe_id.clone()).collect::<Vec<_>>();
     let commits = turns.clone().into_iter().map(|turn| {
         let store = database.store.clone();
-        tokio::spawn(async move { store.commit(&turn).await.unwrap() })
+        tokio::spawn(async move { store.commit(turn).await.unwrap() })
     });
     let commits = commits.collect::<Vec<_>>();
     let taken = database.store.take_over(owner.stream, &[1], 0).await.unwrap();
@@ -193,7 +196,7 @@ async fn changes_made_while_a_turn_runs_survive_it(database: &Database) {
     let owner = database.own(0).await;
     let first = first_turn(owner, 1, "ann");
     let id = first.conversation_id.unwrap();
-    committed(store.commit(&first).await.unwrap());
+    committed(store.commit(first.clone()).await.unwrap());
 
     let mut second = next_turn(&first, 2);
     second.metadata_patch = Some(object(json!({"topic": "shipping", "form": {"city": "Ulm"}, "locale": null})));
@@ -206,7 +209,7 @@ async fn changes_made_while_a_turn_runs_survive_it(database: &Database) {
     };
     let patched = store.patch_conversation(id, &patch, at(90)).await.unwrap().unwrap();
     assert_eq!(store.conversation(id).await.unwrap(), Some(patched));
-    committed(store.commit(&second).await.unwrap());
+    committed(store.commit(second.clone()).await.unwrap());
 
     let conversation = store.conversation(id).await.unwrap().unwrap();
     assert_eq!(conversation.status, ConversationStatus::Human);
@@ -230,12 +233,12 @@ async fn a_handoff_never_reopens_or_closes(database: &Database) {
     let check = async |peer: &str, before: ConversationStatus, after: ConversationStatus| {
         let first = first_turn(owner, 1, peer);
         let id = first.conversation_id.unwrap();
-        committed(store.commit(&first).await.unwrap());
+        committed(store.commit(first.clone()).await.unwrap());
         let patch = ConversationPatch { status: Some(before), ..ConversationPatch::default() };
         store.patch_conversation(id, &patch, at(5)).await.unwrap();
         let mut second = next_turn(&first, 2);
         second.handoff = true;
-        committed(store.commit(&second).await.unwrap());
+        committed(store.commit(second.clone()).await.unwrap());
         assert_eq!(store.conversation(id).await.unwrap().unwrap().status, after);
     };
     check("ann", ConversationStatus::Bot, ConversationStatus::Human).await;
@@ -251,13 +254,13 @@ async fn ordinals_have_no_gaps_under_concurrency(database: &Database) {
     let mut conversations = Vec::new();
     for peer in ["ann", "bob", "cid"] {
         let first = first_turn(owner, 1, peer);
-        committed(database.store.commit(&first).await.unwrap());
+        committed(database.store.commit(first.clone()).await.unwrap());
         let id = first.conversation_id.unwrap();
         conversations.push(id);
         for number in 2..=1 + TURNS {
             let (store, turn) = (database.store.clone(), next_turn(&first, number.unsigned_abs()));
             work.push(tokio::spawn(async move {
-                committed(store.commit(&turn).await.unwrap());
+                committed(store.commit(turn.clone()).await.unwrap());
             }));
             let store = database.store.clone();
             let messages =
@@ -284,7 +287,7 @@ async fn ordinals_have_no_gaps_under_concurrency(database: &Database) {
 async fn first_messages_at_once_open_one_conversation(database: &Database) {
     let owner = database.own(0).await;
     let turns = (1..=6).map(|number| first_turn(owner, number, "ann")).collect::<Vec<_>>();
-    let commits = turns.iter().map(|turn| database.store.commit(turn));
+    let commits = turns.iter().map(|turn| database.store.commit(turn.clone()));
     let mut winners = Vec::new();
     for (outcome, turn) in join_all(commits).await.into_iter().zip(&turns) {
         match outcome.unwrap() {
@@ -301,7 +304,7 @@ async fn first_messages_at_once_open_one_conversation(database: &Database) {
 
     let mut lost = next_turn(&winners[0], 9);
     lost.conversation_id = Some(Uuid::now_v7());
-    assert!(matches!(database.store.commit(&lost).await.unwrap(), CommitOutcome::ConversationMoved));
+    assert!(matches!(database.store.commit(lost.clone()).await.unwrap(), CommitOutcome::ConversationMoved));
 }
 
 async fn a_turn_without_a_conversation_is_in_the_ledger(database: &Database) {
@@ -317,7 +320,7 @@ async fn a_turn_without_a_conversation_is_in_the_ledger(database: &Database) {
     turn.deliveries[0].conversation_id = None;
     turn.deliveries[0].parts = 1;
 
-    let (receipt, pending) = committed(store.commit(&turn).await.unwrap());
+    let (receipt, pending) = committed(store.commit(turn.clone()).await.unwrap());
     assert_eq!(receipt.state(), TerminalState::DeadLettered);
     assert_eq!(parts(&pending), turn.deliveries);
     let found = store.turn(turn.turn_id).await.unwrap().unwrap();
@@ -331,14 +334,14 @@ async fn a_closed_conversation_is_followed_by_a_new_one(database: &Database) {
     let store = &database.store;
     let owner = database.own(0).await;
     let first = first_turn(owner, 1, "ann");
-    committed(store.commit(&first).await.unwrap());
+    committed(store.commit(first.clone()).await.unwrap());
     let status = |status| ConversationPatch { status: Some(status), ..ConversationPatch::default() };
     let id = first.conversation_id.unwrap();
     store.patch_conversation(id, &status(ConversationStatus::Closed), at(5)).await.unwrap();
     assert!(store.load_turn(&first.key, "unseen").await.unwrap().conversation.is_none());
 
     let second = first_turn(owner, 2, "ann");
-    committed(store.commit(&second).await.unwrap());
+    committed(store.commit(second.clone()).await.unwrap());
     assert_ne!(second.conversation_id, first.conversation_id);
     let reopened = store.patch_conversation(id, &status(ConversationStatus::Bot), at(6)).await;
     assert!(matches!(reopened, Err(StoreError::AlreadyOpen)));
@@ -389,7 +392,7 @@ async fn deliveries_go_through_their_states(database: &Database) {
     let template = turn.deliveries[0].clone();
     let part = |part| OutboundPart { delivery_id: Uuid::now_v7(), part, parts: 5, ..template.clone() };
     turn.deliveries = (0..5).map(part).collect();
-    committed(store.commit(&turn).await.unwrap());
+    committed(store.commit(turn.clone()).await.unwrap());
     let ids = turn.deliveries.iter().map(|part| part.delivery_id).collect::<Vec<_>>();
     let begin_at = async |id: Uuid, seconds| store.begin_send(id, &sender, at(seconds)).await.unwrap();
     let begin = async |id: Uuid| begin_at(id, 1).await;
@@ -445,7 +448,7 @@ async fn a_delivery_of_a_partition_taken_over_is_not_begun(database: &Database) 
     let owner = database.own(0).await;
     let former = database.own_outbound(0).await;
     let turn = first_turn(owner, 1, "ann");
-    committed(store.commit(&turn).await.unwrap());
+    committed(store.commit(turn.clone()).await.unwrap());
     let id = turn.deliveries[0].delivery_id;
     let later = store.take_over(former.stream, &[0], 0).await.unwrap()[0].ownership;
     assert_eq!(store.begin_send(id, &former, at(1)).await.unwrap(), SendStart::Fenced);
@@ -466,7 +469,7 @@ async fn what_a_crash_left_is_found_in_order(database: &Database) {
     young.deliveries.iter_mut().for_each(|part| part.created_at = at(500));
     turns.push(young);
     for turn in &turns {
-        committed(store.commit(turn).await.unwrap());
+        committed(store.commit(turn.clone()).await.unwrap());
     }
     let settled = turns[1].deliveries[0].delivery_id;
     store.settle_send(settled, &SendResult::Failed { error: "blocked".to_owned() }, at(1)).await.unwrap();
@@ -606,7 +609,7 @@ async fn settled_turns_are_found_in_bulk(database: &Database) {
     let mut expected = Vec::new();
     for number in 1..=5 {
         let turn = first_turn(owner, number, &format!("user{number}"));
-        let (receipt, _) = committed(store.commit(&turn).await.unwrap());
+        let (receipt, _) = committed(store.commit(turn.clone()).await.unwrap());
         expected.push(receipt);
     }
     let mut asked = (0..1_100).map(|number| format!("unknown {number}")).collect::<Vec<_>>();
@@ -622,16 +625,16 @@ async fn the_ledger_tells_its_faults(database: &Database) {
     let store = &database.store;
     let owner = database.own(0).await;
     let first = first_turn(owner, 10, "ann");
-    committed(store.commit(&first).await.unwrap());
-    committed(store.commit(&next_turn(&first, 11)).await.unwrap());
+    committed(store.commit(first.clone()).await.unwrap());
+    committed(store.commit(next_turn(&first, 11)).await.unwrap());
     let faults = store.ledger_faults().await.unwrap();
     assert!(faults.doubled.is_empty() && faults.out_of_order.is_empty(), "{faults:?}");
 
     let mut doubled = next_turn(&first, 13);
     doubled.messages.insert(0, message(Role::User, Author::User, "twice"));
-    committed(store.commit(&doubled).await.unwrap());
+    committed(store.commit(doubled.clone()).await.unwrap());
     let overtaken = next_turn(&first, 12);
-    committed(store.commit(&overtaken).await.unwrap());
+    committed(store.commit(overtaken.clone()).await.unwrap());
     let faults = store.ledger_faults().await.unwrap();
     assert_eq!(faults.doubled, [doubled.turn_id]);
     assert_eq!(faults.out_of_order, [doubled.turn_id], "it stands before the messages of sequence 12");
@@ -647,7 +650,7 @@ async fn unusual_text_is_stored(database: &Database) {
     turn.metadata_patch = Some(object(json!({"nul\0": "\0", "number": 1.25e-7, "big": u64::MAX, "text": "7"})));
     turn.deliveries[0].content = "a\0b".to_owned();
     turn.deliveries[0].buttons = vec![Button { label: "\0".to_owned(), payload: String::new() }];
-    committed(store.commit(&turn).await.unwrap());
+    committed(store.commit(turn.clone()).await.unwrap());
 
     let conversation = store.conversation(turn.conversation_id.unwrap()).await.unwrap().unwrap();
     assert_eq!(conversation.key, turn.key);
@@ -721,15 +724,15 @@ async fn a_crash_of_postgres_loses_nothing_committed() {
     store.migrate().await.unwrap();
     let database = Database { store: store.clone(), url, _folder: None };
     let first = first_turn(database.own(0).await, 1, "ann");
-    committed(store.commit(&first).await.unwrap());
+    committed(store.commit(first.clone()).await.unwrap());
 
     cluster.kill();
-    let refused = store.commit(&next_turn(&first, 2)).await.unwrap_err();
+    let refused = store.commit(next_turn(&first, 2)).await.unwrap_err();
     assert!(refused.is_transient(), "{refused:?}");
     cluster.restart().await;
-    let again = store.commit(&first).await.unwrap();
+    let again = store.commit(first.clone()).await.unwrap();
     assert!(matches!(again, CommitOutcome::AlreadyTerminal(found) if found.turn_id() == first.turn_id));
-    committed(store.commit(&next_turn(&first, 2)).await.unwrap());
+    committed(store.commit(next_turn(&first, 2)).await.unwrap());
 }
 
 /// A database of its own for one test, migrated.

@@ -3,6 +3,7 @@
 //! Refuses to carry an address, a password or a stored text: a variant names the operation, its source the driver's own words.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::PgDatabaseError;
@@ -38,6 +39,11 @@ pub enum StoreError {
     AlreadyOpen,
     #[error("a stored {what} cannot be read: {detail}")]
     Corrupt { what: &'static str, detail: String },
+    #[error("the database was closed before it answered")]
+    Closed,
+    /// What all callers hear whose calls shared a transaction.
+    #[error(transparent)]
+    Shared(Arc<StoreError>),
 }
 
 impl StoreError {
@@ -50,12 +56,26 @@ impl StoreError {
             Self::Migrate(MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)) => {
                 is_transient(source)
             }
+            Self::Shared(error) => error.is_transient(),
             Self::UnknownScheme { .. }
             | Self::NoFile
             | Self::MissingFolder { .. }
             | Self::Migrate(_)
             | Self::AlreadyOpen
-            | Self::Corrupt { .. } => false,
+            | Self::Corrupt { .. }
+            | Self::Closed => false,
+        }
+    }
+
+    /// Whether the database itself is away or going, so that no other call of the same moment would fare better.
+    pub(super) fn is_outage(&self) -> bool {
+        match self {
+            Self::Query { source: sqlx::Error::Database(error), .. } => {
+                error.code().is_some_and(|code| code.starts_with("08") || code.starts_with("57P"))
+            }
+            Self::Query { source: sqlx::Error::PoolClosed, .. } | Self::Closed => true,
+            Self::Shared(error) => error.is_outage(),
+            _ => self.is_transient(),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::values::ConversationChange;
 use super::{Conversation, ConversationPatch, NewConversation, NewMessage, SNIPPET_CHARS, TurnCommit};
 use crate::message::{Channel, ConversationKey, ConversationStatus, Peer, Platform, Role, Timestamp};
 
@@ -31,8 +32,29 @@ pub(super) fn activity(current: &Conversation, messages: &[NewMessage], now: Tim
     }
 }
 
+/// What a turn makes of a conversation (G6); `None` when it has nothing to say about it.
+pub(super) fn change(current: &Conversation, turn: &TurnCommit) -> Option<ConversationChange> {
+    let metadata = turn_metadata(current, turn).filter(|metadata| *metadata != current.metadata);
+    if turn.messages.is_empty() && metadata.is_none() && !turn.handoff {
+        return None;
+    }
+    let activity = activity(current, &turn.messages, turn.committed_at);
+    Some(ConversationChange {
+        id: current.id,
+        message_count: activity.message_count,
+        snippet: activity.snippet,
+        last_message_at: activity.last_message_at,
+        updated_at: activity.updated_at,
+        metadata: metadata.map(Value::Object),
+        handoff: turn.handoff,
+    })
+}
+
 /// What a turn makes of the metadata as it is now: the merge patch first, then the workflow's position.
-pub(super) fn turn_metadata(current: &Conversation, turn: &TurnCommit) -> Map<String, Value> {
+fn turn_metadata(current: &Conversation, turn: &TurnCommit) -> Option<Map<String, Value>> {
+    if turn.metadata_patch.is_none() && turn.workflow_state.is_none() {
+        return None;
+    }
     let mut metadata = current.metadata.clone();
     if let Some(patch) = &turn.metadata_patch {
         merge_patch(&mut metadata, patch);
@@ -40,7 +62,7 @@ pub(super) fn turn_metadata(current: &Conversation, turn: &TurnCommit) -> Map<St
     if let Some(state) = &turn.workflow_state {
         metadata.insert("workflow_state".to_owned(), state.clone());
     }
-    storable_object(&metadata)
+    Some(storable_object(&metadata))
 }
 
 /// What people and programs make of a conversation.

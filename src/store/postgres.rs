@@ -18,6 +18,7 @@ use super::rows::{self, Columns};
 use super::{CONNECT_TIMEOUT, Ownership, StoreError, Takeover, schema};
 use crate::message::Timestamp;
 
+mod commit;
 mod conversations;
 mod deliveries;
 mod turns;
@@ -159,17 +160,6 @@ impl Postgres {
             .map(drop)
             .map_err(refused("save checkpoints"))
     }
-}
-
-/// Whether the partition is still owned under this epoch; if so, a takeover waits until the transaction ends.
-async fn holds(connection: &mut PgConnection, ownership: &Ownership) -> Result<bool, sqlx::Error> {
-    let epoch: Option<i64> =
-        sqlx::query_scalar("SELECT epoch FROM partitions WHERE stream = $1 AND partition = $2 FOR KEY SHARE")
-            .bind(ownership.stream)
-            .bind(i32::from(ownership.partition))
-            .fetch_optional(connection)
-            .await?;
-    Ok(epoch == Some(ownership.epoch))
 }
 
 fn takeover(stream: i64, row: &PgRow) -> Result<Takeover, StoreError> {

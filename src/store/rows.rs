@@ -7,13 +7,14 @@
 use std::str::FromStr;
 
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::merge::{storable, storable_json};
+use super::sending::Found;
 use super::{
     Committed, Conversation, DeliveryCursor, DeliveryRow, NewMessage, PendingDelivery, PendingPage, Position,
-    StoreError, StoredMessage, Turn, TurnCommit,
+    StoreError, StoredMessage, Turn,
 };
 use crate::message::{ConversationKey, OutboundPart, Timestamp};
 
@@ -206,52 +207,19 @@ pub(super) fn numbered(messages: &[NewMessage], turn_id: Option<Uuid>, message_c
     messages.iter().zip(message_count + 1..).map(stored).collect()
 }
 
-/// Messages as one JSON parameter, so that a statement writes many rows whatever their number. Documents inside are texts:
-/// their columns decide how they are stored.
-pub(super) fn message_rows(messages: &[StoredMessage]) -> Value {
-    let row = |message: &StoredMessage| {
-        let attachments = (!message.attachments.is_empty()).then(|| storable_json(&json!(message.attachments)));
-        json!({
-            "id": message.id,
-            "ordinal": message.ordinal,
-            "turn_id": message.turn_id,
-            "role": message.role.as_str(),
-            "author": message.author.as_str(),
-            "content": message.content,
-            "attachments": attachments.map(|document| document.to_string()),
-            "tool": message.tool.as_ref().map(ToString::to_string),
-            "platform_message_id": message.platform_message_id.as_deref().map(storable),
-            "created_at": message.created_at.as_micros(),
-        })
-    };
-    messages.iter().map(row).collect()
-}
-
-/// The parts of a turn for a JSON parameter, see [`message_rows`].
-pub(super) fn delivery_rows(turn: &TurnCommit) -> Vec<Value> {
-    let row = |(ordinal, part): (usize, &OutboundPart)| {
-        let buttons = (!part.buttons.is_empty()).then(|| storable_json(&json!(part.buttons)));
-        json!({
-            "id": part.delivery_id,
-            "ordinal": ordinal,
-            "conversation_id": part.conversation_id,
-            "message_id": part.message_id,
-            "channel": part.key.channel.as_str(),
-            "bot": part.key.bot,
-            "peer": part.key.peer.to_string(),
-            "part": part.part,
-            "parts": part.parts,
-            "content": storable(&part.content),
-            "buttons": buttons.map(|document| document.to_string()),
-            "created_at": part.created_at.as_micros(),
-        })
-    };
-    turn.deliveries.iter().enumerate().map(row).collect()
-}
-
 /// A stream sequence as the databases hold it; JetStream counts up from 1 and never comes near the limit.
 pub(super) fn sequence(sequence: u64) -> i64 {
     i64::try_from(sequence).unwrap_or(i64::MAX)
+}
+
+/// A delivery that is to be begun or settled, by its id.
+pub(super) fn found(row: &impl Columns) -> Result<(Uuid, Found), StoreError> {
+    let found = Found {
+        status: word(row, "status")?,
+        attempts: number(row, "attempts")?,
+        tried_at: optional_moment(row, "tried_at")?,
+    };
+    Ok((uuid(row, "id")?, found))
 }
 
 fn cursor(row: &impl Columns) -> Result<DeliveryCursor, StoreError> {
@@ -267,7 +235,7 @@ fn moment(row: &impl Columns, column: &'static str) -> Result<Timestamp, StoreEr
     present(column, row.moment_or_null(column))
 }
 
-pub(super) fn optional_moment(row: &impl Columns, column: &'static str) -> Result<Option<Timestamp>, StoreError> {
+fn optional_moment(row: &impl Columns, column: &'static str) -> Result<Option<Timestamp>, StoreError> {
     row.moment_or_null(column).map_err(|_| unreadable(column))
 }
 

@@ -1,21 +1,106 @@
 //! The states of a delivery and what moves it from one to the next (G10).
 //!
-//! Pure. Invariant: only a confirmation leaves a settled state, and nothing leaves `sent`.
+//! Refuses to end the transaction in which a group of them is moved. Invariants: only a confirmation leaves a settled state,
+//! and nothing leaves `sent`; a state is judged and changed under its row's lock.
+
+use std::borrow::Cow;
 
 use uuid::Uuid;
 
-use super::{SendResult, SendStart, Settled};
+use super::commit::Statements;
+use super::error::refused;
+use super::merge::storable;
+use super::values::{DeliveryBegun, DeliveryEnded};
+use super::{Ownership, SendResult, SendStart, Settled, StoreError};
 use crate::message::{DeliveryStatus, Timestamp};
 
-/// What beginning a send finds in a delivery of this status after `attempts` earlier ones, the last of them begun at
-/// `tried_at`. `Begun` is yet to be written.
-pub(super) fn begin(
-    delivery_id: Uuid,
-    status: DeliveryStatus,
-    attempts: u32,
-    tried_at: Option<Timestamp>,
-    now: Timestamp,
-) -> SendStart {
+/// A send that somebody wants to begin.
+pub(super) struct Beginning {
+    pub(super) delivery_id: Uuid,
+    pub(super) ownership: Ownership,
+    pub(super) now: Timestamp,
+}
+
+/// What the platform said to a send.
+pub(super) struct Ending {
+    pub(super) delivery_id: Uuid,
+    pub(super) result: SendResult,
+    pub(super) now: Timestamp,
+}
+
+/// A delivery as its row is when it is locked.
+pub(super) struct Found {
+    pub(super) status: DeliveryStatus,
+    pub(super) attempts: u32,
+    /// When the last attempt began.
+    pub(super) tried_at: Option<Timestamp>,
+}
+
+/// Begins sends of different deliveries; in their order.
+pub(super) async fn begin_all(
+    statements: &mut impl Statements,
+    beginnings: &[Beginning],
+) -> Result<Vec<SendStart>, StoreError> {
+    let partition = |ownership: &Ownership| (ownership.stream, ownership.partition);
+    let partitions = beginnings.iter().map(|beginning| partition(&beginning.ownership)).collect();
+    let epochs = statements.lock_partitions(&partitions).await?;
+    let is_owned =
+        |beginning: &&Beginning| epochs.get(&partition(&beginning.ownership)) == Some(&beginning.ownership.epoch);
+    let ids = beginnings.iter().filter(is_owned).map(|beginning| beginning.delivery_id).collect::<Vec<_>>();
+    if ids.is_empty() {
+        return Ok(beginnings.iter().map(|_| SendStart::Fenced).collect());
+    }
+    let found = statements.lock_deliveries(&ids).await?;
+    let start = |beginning: &Beginning| match found.get(&beginning.delivery_id) {
+        _ if !is_owned(&beginning) => SendStart::Fenced,
+        Some(found) => begin(beginning.delivery_id, found, beginning.now),
+        None => SendStart::Unknown(disowned(beginning.delivery_id.to_string())),
+    };
+    let starts = beginnings.iter().map(start).collect::<Vec<_>>();
+    let begun = beginnings.iter().zip(&starts).filter_map(|(beginning, start)| match start {
+        SendStart::Begun { attempt } => {
+            Some(DeliveryBegun { id: beginning.delivery_id, attempts: i64::from(*attempt), tried_at: beginning.now })
+        }
+        _ => None,
+    });
+    let begun = begun.collect::<Vec<_>>();
+    if !begun.is_empty() {
+        statements.begin_deliveries(&begun).await.map_err(refused("begin sends"))?;
+    }
+    Ok(starts)
+}
+
+/// Records what became of sends of different deliveries; in their order.
+pub(super) async fn settle_all(
+    statements: &mut impl Statements,
+    endings: &[Ending],
+) -> Result<Vec<Option<Settled>>, StoreError> {
+    let ids = endings.iter().map(|ending| ending.delivery_id).collect::<Vec<_>>();
+    let found = statements.lock_deliveries(&ids).await?;
+    let (mut ended, mut settled) = (Vec::new(), Vec::with_capacity(endings.len()));
+    for Ending { delivery_id, result, now } in endings {
+        let Some(Found { status, .. }) = found.get(delivery_id) else {
+            settled.push(None);
+            continue;
+        };
+        let next = next(*status, result);
+        let receipt = receipt(*delivery_id, next.unwrap_or(*status));
+        if let Some(status) = next {
+            let (error, platform_message_id) = details(result);
+            let settled_at = receipt.as_ref().map(|_| *now);
+            ended.push(DeliveryEnded { id: *delivery_id, status, error, platform_message_id, settled_at });
+        }
+        settled.push(receipt);
+    }
+    if !ended.is_empty() {
+        statements.end_deliveries(&ended).await.map_err(refused("settle sends"))?;
+    }
+    Ok(settled)
+}
+
+/// What beginning a send finds. `Begun` is yet to be written.
+fn begin(delivery_id: Uuid, found: &Found, now: Timestamp) -> SendStart {
+    let Found { status, attempts, tried_at } = *found;
     match status {
         // The same beginning, asked for again because its answer got lost: no call was made.
         DeliveryStatus::Sending if tried_at == Some(now) => SendStart::Begun { attempt: attempts },
@@ -28,7 +113,7 @@ pub(super) fn begin(
 }
 
 /// The status that a result leads to; `None` when it changes nothing.
-pub(super) fn next(status: DeliveryStatus, result: &SendResult) -> Option<DeliveryStatus> {
+fn next(status: DeliveryStatus, result: &SendResult) -> Option<DeliveryStatus> {
     use DeliveryStatus::{Failed, Pending, Sending, Sent, Uncertain};
     match (result, status) {
         (SendResult::Sent { .. }, Pending | Sending | Failed | Uncertain) => Some(Sent),
@@ -55,11 +140,11 @@ pub(super) fn disowned(message_id: String) -> Settled {
 }
 
 /// What a result has to say beside its status: the error, and the platform's id of the message.
-pub(super) fn details(result: &SendResult) -> (Option<&str>, Option<&str>) {
+fn details(result: &SendResult) -> (Option<Cow<'_, str>>, Option<Cow<'_, str>>) {
     match result {
-        SendResult::Sent { platform_message_id } => (None, platform_message_id.as_deref()),
+        SendResult::Sent { platform_message_id } => (None, platform_message_id.as_deref().map(storable)),
         SendResult::NotSent { error } | SendResult::Failed { error } | SendResult::Uncertain { error } => {
-            (Some(error), None)
+            (Some(storable(error)), None)
         }
     }
 }

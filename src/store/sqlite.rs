@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{ConnectOptions, Executor, Row, Sqlite as Database, SqliteConnection, SqlitePool, Transaction};
+use sqlx::{ConnectOptions, Executor, Row, Sqlite as Database, SqlitePool, Transaction};
 use tokio::time::Instant;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
@@ -20,6 +20,7 @@ use super::rows::{self, Columns};
 use super::{CONNECT_TIMEOUT, Ownership, StoreError, Takeover, schema};
 use crate::message::Timestamp;
 
+mod commit;
 mod conversations;
 mod deliveries;
 mod turns;
@@ -111,8 +112,14 @@ impl Sqlite {
     }
 
     pub(super) async fn owns(&self, ownership: &Ownership) -> Result<bool, StoreError> {
-        let mut connection = self.readers.acquire().await.map_err(refused("check an ownership"))?;
-        holds(&mut connection, ownership).await.map_err(refused("check an ownership"))
+        let epoch: Option<i64> =
+            sqlx::query_scalar("SELECT epoch FROM partitions WHERE stream = $1 AND partition = $2")
+                .bind(ownership.stream)
+                .bind(ownership.partition)
+                .fetch_optional(&self.readers)
+                .await
+                .map_err(refused("check an ownership"))?;
+        Ok(epoch == Some(ownership.epoch))
     }
 
     pub(super) async fn save_checkpoints(&self, checkpoints: &[(Ownership, u64)]) -> Result<(), StoreError> {
@@ -167,16 +174,6 @@ fn pool(max_connections: u32) -> SqlitePoolOptions {
         .max_lifetime(None)
         .idle_timeout(None)
         .test_before_acquire(false)
-}
-
-/// Whether the partition is still owned under this epoch; the write lock keeps it so until the transaction ends.
-async fn holds(connection: &mut SqliteConnection, ownership: &Ownership) -> Result<bool, sqlx::Error> {
-    let epoch: Option<i64> = sqlx::query_scalar("SELECT epoch FROM partitions WHERE stream = $1 AND partition = $2")
-        .bind(ownership.stream)
-        .bind(ownership.partition)
-        .fetch_optional(connection)
-        .await?;
-    Ok(epoch == Some(ownership.epoch))
 }
 
 fn takeover(stream: i64, row: &SqliteRow) -> Result<Takeover, StoreError> {

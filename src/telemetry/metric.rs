@@ -25,6 +25,7 @@ pub const TURN_DURATION: &str = "turnwise_turn_duration_seconds";
 pub const OVERHEAD: &str = "turnwise_overhead_seconds";
 pub const END_TO_END: &str = "turnwise_end_to_end_seconds";
 pub const COMMIT_DURATION: &str = "turnwise_commit_duration_seconds";
+pub const COMMIT_BATCH_SIZE: &str = "turnwise_commit_batch_size";
 pub const COMMITS_FENCED: &str = "turnwise_commits_fenced_total";
 pub const PARTITION_OWNED: &str = "turnwise_partition_owned";
 pub const REBALANCES: &str = "turnwise_rebalances_total";
@@ -45,6 +46,9 @@ const TOKEN_BUCKETS: [f64; 12] =
 /// 0.5 ms doubling to 8.192 s, for what is our own doing.
 const OVERHEAD_BUCKETS_SECONDS: [f64; 15] =
     [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192];
+
+/// 1 doubling to 256, above the most turns that share a transaction.
+const SIZE_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
 /// Histograms keep raw values until somebody drains them; between two scrapes this does.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -170,6 +174,12 @@ pub fn members(stream: &'static str, count: usize) {
     gauge!(MEMBERS, "stream" => stream).set(count as f64);
 }
 
+/// One transaction for so many turns began.
+#[expect(clippy::cast_precision_loss, reason = "a group has at most hundreds of turns")]
+pub fn commit_batch(turns: usize) {
+    histogram!(COMMIT_BATCH_SIZE).record(turns as f64);
+}
+
 /// A message was given up.
 pub fn dead_letter(reason: &'static str) {
     counter!(DEAD_LETTERS, "reason" => reason).increment(1);
@@ -195,6 +205,7 @@ fn install_recorder() -> anyhow::Result<PrometheusHandle> {
         .set_buckets_for_metric(fine(OVERHEAD), &OVERHEAD_BUCKETS_SECONDS)?
         .set_buckets_for_metric(fine(COMMIT_DURATION), &OVERHEAD_BUCKETS_SECONDS)?
         .set_buckets_for_metric(fine(MODEL_TOKENS), &TOKEN_BUCKETS)?
+        .set_buckets_for_metric(fine(COMMIT_BATCH_SIZE), &SIZE_BUCKETS)?
         .build_recorder();
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder)
@@ -216,8 +227,9 @@ pub fn describe_metrics() {
     for (name, help) in HISTOGRAMS {
         metrics::describe_histogram!(*name, Unit::Seconds, *help);
     }
-    let (name, help) = TOKENS_HISTOGRAM;
-    metrics::describe_histogram!(name, Unit::Count, help);
+    for (name, help) in SIZES {
+        metrics::describe_histogram!(*name, Unit::Count, *help);
+    }
 }
 
 /// An alert on a series that is absent until the first failure never sees the first failure.
@@ -254,7 +266,10 @@ const HISTOGRAMS: &[(&str, &str)] = &[
     (MODEL_CALL_DURATION, "Seconds of a call to a model server, by error; without one it succeeded."),
 ];
 
-const TOKENS_HISTOGRAM: (&str, &str) = (MODEL_TOKENS, "Tokens that a call to a model used, input and output apart.");
+const SIZES: &[(&str, &str)] = &[
+    (COMMIT_BATCH_SIZE, "Turns that shared the transaction of a commit."),
+    (MODEL_TOKENS, "Tokens that a call to a model used, input and output apart."),
+];
 
 #[cfg(test)]
 mod tests {
@@ -280,12 +295,13 @@ mod tests {
         partition_owned("in", 7, true);
         rebalance("in", "owner_gone");
         members("in", 2);
+        commit_batch(3);
         dead_letter("attempts");
         egress_attempt(Channel::Messenger, Some(429));
         egress_attempt(Channel::Messenger, None);
 
         let page = metrics.render();
-        for (name, help) in COUNTERS.iter().chain(GAUGES).chain(HISTOGRAMS).chain([&TOKENS_HISTOGRAM]) {
+        for (name, help) in COUNTERS.iter().chain(GAUGES).chain(HISTOGRAMS).chain(SIZES) {
             assert!(page.contains(&format!("# HELP {name} {help}\n")), "{name} has no help text:\n{page}");
         }
         let check = |line: &str| assert!(page.lines().any(|found| found == line), "no {line} in:\n{page}");
@@ -298,6 +314,8 @@ mod tests {
         check(r#"turnwise_overhead_seconds_bucket{le="0.0005"} 0"#);
         check(r#"turnwise_overhead_seconds_bucket{le="0.001"} 1"#);
         check(r#"turnwise_commit_duration_seconds_bucket{le="0.004"} 1"#);
+        check(r#"turnwise_commit_batch_size_bucket{le="2"} 0"#);
+        check(r#"turnwise_commit_batch_size_bucket{le="4"} 1"#);
         check("turnwise_commits_fenced_total 1");
         check(r#"gen_ai_client_operation_duration_seconds_count{model="llama3",error_type="timeout"} 1"#);
         check(r#"gen_ai_client_token_usage_bucket{model="llama3",token_type="input",le="256"} 0"#);

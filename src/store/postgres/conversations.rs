@@ -9,12 +9,13 @@ use sqlx::{PgConnection, Postgres as Database, QueryBuilder};
 use uuid::Uuid;
 
 use super::Postgres;
-use crate::message::{ConversationStatus, Platform, Timestamp};
+use crate::message::{Platform, Timestamp};
+use crate::store::commit::Statements as _;
 use crate::store::error::{refused, refused_or_open};
 use crate::store::rows::{self, conversation_columns, message_columns};
 use crate::store::{
     BATCH_ROWS, Conversation, ConversationFilter, ConversationPatch, IdempotencyClaim, NewConversation, NewMessage,
-    PAGE_ROWS_MAX, StoreError, StoredMessage, merge,
+    PAGE_ROWS_MAX, StoreError, StoredMessage, merge, values,
 };
 
 impl Postgres {
@@ -127,7 +128,7 @@ impl Postgres {
              WHERE id = $1";
         let refused = refused_or_open("change a conversation");
         let mut transaction = self.pool.begin().await.map_err(&refused)?;
-        let Some(current) = lock_conversation(&mut transaction, id).await? else {
+        let Some(current) = transaction.lock_conversations(&[id]).await?.remove(&id) else {
             return Ok(None);
         };
         let patched = merge::patched(current, patch, now);
@@ -175,11 +176,14 @@ impl Postgres {
              updated_at = $5 WHERE id = $1";
         let refused = refused("append messages");
         let mut transaction = self.pool.begin().await.map_err(&refused)?;
-        let Some(current) = lock_conversation(&mut transaction, conversation_id).await? else {
+        let Some(current) = transaction.lock_conversations(&[conversation_id]).await?.remove(&conversation_id) else {
             return Ok(None);
         };
         let stored = rows::numbered(messages, None, current.message_count);
-        insert_messages(&mut transaction, conversation_id, &stored).await.map_err(&refused)?;
+        let rows = values::messages(messages, conversation_id, None, current.message_count).collect::<Vec<_>>();
+        for batch in rows.chunks(BATCH_ROWS) {
+            transaction.insert_messages(batch).await.map_err(&refused)?;
+        }
         let activity = merge::activity(&current, messages, now);
         sqlx::query(UPDATE)
             .bind(conversation_id)
@@ -249,54 +253,6 @@ impl Postgres {
 }
 
 /// Writes a new conversation; false when its id or its key is taken.
-pub(super) async fn insert_conversation(
-    connection: &mut PgConnection,
-    new: &NewConversation,
-) -> Result<bool, sqlx::Error> {
-    const INSERT: &str = "INSERT INTO conversations (id, channel, bot, peer, platform, device_id, status, \
-             message_count, metadata, created_at, updated_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, $9, $9) ON CONFLICT DO NOTHING";
-    let written = sqlx::query(INSERT)
-        .bind(new.id)
-        .bind(new.key.channel.as_str())
-        .bind(&*new.key.bot)
-        .bind(new.key.peer.to_string())
-        .bind(new.platform.as_str())
-        .bind(&new.device_id)
-        .bind(ConversationStatus::Bot.as_str())
-        .bind(json!(merge::storable_object(&new.metadata)))
-        .bind(new.created_at.to_offset_date_time())
-        .execute(connection)
-        .await?;
-    Ok(written.rows_affected() == 1)
-}
-
-/// The conversation as it is now, its row ours until the transaction ends.
-pub(super) async fn lock_conversation(
-    connection: &mut PgConnection,
-    id: Uuid,
-) -> Result<Option<Conversation>, StoreError> {
-    const LOCK: &str =
-        concat!("SELECT ", conversation_columns!(), " FROM conversations c WHERE c.id = $1 FOR NO KEY UPDATE");
-    let found = sqlx::query(LOCK).bind(id).fetch_optional(connection).await;
-    found.map_err(refused("lock a conversation"))?.as_ref().map(rows::conversation).transpose()
-}
-
-/// Writes messages whose ordinals are given; the conversation's row must be ours.
-pub(super) async fn insert_messages(
-    connection: &mut PgConnection,
-    conversation_id: Uuid,
-    messages: &[StoredMessage],
-) -> Result<(), sqlx::Error> {
-    const INSERT: &str = "INSERT INTO messages (id, conversation_id, ordinal, turn_id, role, author, content, \
-             attachments, tool, platform_message_id, created_at) \
-         SELECT id, $1, ordinal, turn_id, role, author, content, attachments::jsonb, tool::jsonb, platform_message_id, \
-             TIMESTAMPTZ 'epoch' + created_at * INTERVAL '1 microsecond' \
-         FROM jsonb_to_recordset($2) AS message (id uuid, ordinal bigint, turn_id uuid, role text, author text, \
-             content text, attachments text, tool text, platform_message_id text, created_at bigint)";
-    for batch in messages.chunks(BATCH_ROWS) {
-        let query = sqlx::query(INSERT).bind(conversation_id).bind(rows::message_rows(batch));
-        query.execute(&mut *connection).await?;
-    }
-    Ok(())
+async fn insert_conversation(connection: &mut PgConnection, new: &NewConversation) -> Result<bool, sqlx::Error> {
+    Ok(connection.insert_conversations(&[values::conversation(new)]).await?.contains(&new.id))
 }

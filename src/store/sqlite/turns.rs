@@ -1,23 +1,16 @@
-//! Turns and the ledger on SQLite.
+//! Turns and the ledger on SQLite, as they are read.
 //!
-//! Invariant: a commit holds the write lock from its first statement on, so the fence and the conversation it reads stay true.
+//! Refuses to write: a turn is written by its commit alone.
 
-use serde_json::json;
-use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
-use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::conversations::{insert_conversation, insert_messages, lock_conversation};
-use super::deliveries::insert_deliveries;
-use super::{Sqlite, holds};
-use crate::message::{ConversationKey, Peer, TerminalState, Timestamp};
+use super::Sqlite;
+use crate::message::{ConversationKey, Peer, TerminalState};
+use crate::store::commit::Statements as _;
 use crate::store::error::refused;
 use crate::store::rows::{self, conversation_columns, message_columns};
-use crate::store::{
-    BATCH_ROWS, CommitOutcome, Committed, Conversation, LedgerFaults, PendingDelivery, StoreError, Turn, TurnCommit,
-    TurnContextRow, merge,
-};
+use crate::store::{BATCH_ROWS, Committed, LedgerFaults, StoreError, Turn, TurnContextRow};
 
 impl Sqlite {
     pub(in crate::store) async fn load_turn(
@@ -52,31 +45,13 @@ impl Sqlite {
     }
 
     pub(in crate::store) async fn settled(&self, dedupe_ids: &[String]) -> Result<Vec<Committed>, StoreError> {
-        const FIND: &str =
-            "SELECT dedupe_id, id AS turn_id, state FROM turns WHERE dedupe_id IN (SELECT value FROM json_each($1))";
+        let mut connection = self.readers.acquire().await.map_err(refused("look up turns"))?;
         let mut settled = Vec::with_capacity(dedupe_ids.len());
         for batch in dedupe_ids.chunks(BATCH_ROWS) {
-            let found = sqlx::query(FIND)
-                .bind(json!(batch))
-                .fetch_all(&self.readers)
-                .await
-                .map_err(refused("look up turns"))?;
-            for row in &found {
-                settled.push(rows::committed(row, rows::text(row, "dedupe_id")?)?);
-            }
+            let batch = batch.iter().map(String::as_str).collect::<Vec<_>>();
+            settled.extend(connection.find_turns(&batch).await?);
         }
         Ok(settled)
-    }
-
-    pub(in crate::store) async fn commit(&self, turn: &TurnCommit) -> Result<CommitOutcome, StoreError> {
-        let refused = refused("commit a turn");
-        let mut transaction = self.begin().await.map_err(&refused)?;
-        let outcome = write_turn(&mut transaction, turn).await?;
-        match outcome {
-            CommitOutcome::Committed { .. } => transaction.commit().await.map_err(&refused)?,
-            _ => transaction.rollback().await.map_err(&refused)?,
-        }
-        Ok(outcome)
     }
 
     pub(in crate::store) async fn turn(&self, turn_id: Uuid) -> Result<Option<Turn>, StoreError> {
@@ -129,99 +104,4 @@ impl Sqlite {
     pub(super) async fn audit(&self, statement: &'static str) -> Result<Vec<SqliteRow>, StoreError> {
         sqlx::query(statement).fetch_all(&self.readers).await.map_err(refused("audit the ledger"))
     }
-}
-
-/// Everything of a commit but its end. Only [`CommitOutcome::Committed`] may be made durable.
-async fn write_turn(connection: &mut SqliteConnection, turn: &TurnCommit) -> Result<CommitOutcome, StoreError> {
-    let refused = refused("commit a turn");
-    if !holds(connection, &turn.ownership).await.map_err(&refused)? {
-        return Ok(CommitOutcome::Fenced);
-    }
-    if !insert_turn(connection, turn).await.map_err(&refused)? {
-        let row = sqlx::query("SELECT id AS turn_id, state FROM turns WHERE dedupe_id = $1").bind(&turn.dedupe_id);
-        let row = row.fetch_one(connection).await.map_err(&refused)?;
-        return rows::committed(&row, turn.dedupe_id.clone()).map(CommitOutcome::AlreadyTerminal);
-    }
-    if let Some(new) = &turn.new_conversation
-        && !insert_conversation(connection, new).await.map_err(&refused)?
-    {
-        return Ok(CommitOutcome::ConversationMoved);
-    }
-    let mut first_ordinal = None;
-    if let Some(id) = turn.conversation_id {
-        let Some(current) = lock_conversation(connection, id).await? else {
-            return Ok(CommitOutcome::ConversationMoved);
-        };
-        update_conversation(connection, &current, turn).await.map_err(&refused)?;
-        let messages = rows::numbered(&turn.messages, Some(turn.turn_id), current.message_count);
-        first_ordinal = messages.first().map(|message| message.ordinal);
-        insert_messages(connection, id, &messages).await.map_err(&refused)?;
-    }
-    insert_deliveries(connection, turn).await.map_err(&refused)?;
-    let pending = |part| PendingDelivery { part, traceparent: turn.traceparent.clone() };
-    Ok(CommitOutcome::Committed {
-        committed: Committed { dedupe_id: turn.dedupe_id.clone(), turn_id: turn.turn_id, state: turn.state },
-        deliveries: turn.deliveries.iter().cloned().map(pending).collect(),
-        first_ordinal,
-    })
-}
-
-/// Writes the ledger row; false when there is one already.
-async fn insert_turn(connection: &mut SqliteConnection, turn: &TurnCommit) -> Result<bool, sqlx::Error> {
-    const INSERT: &str = "INSERT INTO turns (id, dedupe_id, stream, partition, sequence, channel, bot, peer, \
-             conversation_id, state, reason, attempts, responder, traceparent, timings, received_at, started_at, \
-             committed_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) \
-         ON CONFLICT DO NOTHING";
-    let written = sqlx::query(INSERT)
-        .bind(turn.turn_id.hyphenated())
-        .bind(&turn.dedupe_id)
-        .bind(turn.position.stream)
-        .bind(turn.ownership.partition)
-        .bind(rows::sequence(turn.position.sequence))
-        .bind(turn.key.channel.as_str())
-        .bind(&*turn.key.bot)
-        .bind(turn.key.peer.to_string())
-        .bind(turn.conversation_id.map(Uuid::hyphenated))
-        .bind(turn.state.as_str())
-        .bind(turn.reason.as_deref().map(merge::storable))
-        .bind(i64::from(turn.attempts))
-        .bind(turn.responder.as_deref())
-        .bind(turn.traceparent.as_deref())
-        .bind(Json(turn.timings))
-        .bind(turn.received_at.as_micros())
-        .bind(turn.started_at.as_micros())
-        .bind(turn.committed_at.as_micros())
-        .execute(connection)
-        .await?;
-    Ok(written.rows_affected() == 1)
-}
-
-/// Writes the columns a turn owns (G6); nothing at all when it has nothing to say about the conversation.
-async fn update_conversation(
-    connection: &mut SqliteConnection,
-    current: &Conversation,
-    turn: &TurnCommit,
-) -> Result<(), sqlx::Error> {
-    const UPDATE: &str = "UPDATE conversations SET message_count = $2, snippet = $3, last_message_at = $4, \
-             updated_at = $5, metadata = COALESCE($6, metadata), \
-             status = CASE WHEN $7 AND status = 'bot' THEN 'human' ELSE status END \
-         WHERE id = $1";
-    let metadata = merge::turn_metadata(current, turn);
-    let changed = (metadata != current.metadata).then(|| json!(metadata));
-    if turn.messages.is_empty() && changed.is_none() && !turn.handoff {
-        return Ok(());
-    }
-    let activity = merge::activity(current, &turn.messages, turn.committed_at);
-    sqlx::query(UPDATE)
-        .bind(current.id.hyphenated())
-        .bind(activity.message_count)
-        .bind(activity.snippet)
-        .bind(activity.last_message_at.map(Timestamp::as_micros))
-        .bind(activity.updated_at.as_micros())
-        .bind(changed)
-        .bind(turn.handoff)
-        .execute(connection)
-        .await
-        .map(drop)
 }
