@@ -1,16 +1,17 @@
 //! What the parts below could do alone, on the same servers and in the same run: the figures that a load's are divided by.
 //!
 //! Refuses to touch the deployment's own streams and tables: it makes a stream and a database of its own beside them and
-//! removes both. Invariant: every measurement is bounded by [`SPAN`], whatever the servers can do.
+//! removes both. Invariant: every measurement is bounded by [`SPAN`], whatever the servers can do, and is the median of
+//! [`ROUNDS`], because whoever else uses the machine shows in single ones.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::AckPolicy;
 use async_nats::jetstream::consumer::pull::Config as PullConfig;
-use async_nats::jetstream::consumer::{AckPolicy, Consumer};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::{Config as StreamConfig, StorageType};
+use async_nats::jetstream::stream::{Config as StreamConfig, StorageType, Stream};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
@@ -26,8 +27,13 @@ use crate::telemetry::chain;
 /// Nothing branches on these errors: a ceiling is measured or it is not.
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// How long each ceiling is measured.
-const SPAN: Duration = Duration::from_secs(3);
+/// How long each round of each ceiling lasts.
+const SPAN: Duration = Duration::from_secs(2);
+
+const ROUNDS: usize = 3;
+
+/// A consumer's first message has come within this time, or there is none.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 
 /// Publishes on their way at once; the throughput is flat from 1,000 on.
 const WINDOW: usize = 1_000;
@@ -84,20 +90,24 @@ async fn measure_stream(config: &Config, connection: &Connection, ceilings: &mut
     let _ = jetstream.delete_stream(&name).await;
     let stream = jetstream.create_stream(stream_config).await?;
     let measured = async {
-        ceilings.publish_one_by_one = Some(publish(connection, &subject, 1).await?);
-        ceilings.publish = Some(publish(connection, &subject, WINDOW).await?);
-        let pull = PullConfig {
-            durable_name: Some("bench".to_owned()),
-            ack_policy: AckPolicy::Explicit,
-            max_ack_pending: 10_000,
-            ..PullConfig::default()
-        };
-        ceilings.consume = Some(consume(stream.create_consumer(pull).await?).await?);
+        ceilings.publish_one_by_one = Some(median(async || publish(connection, &subject, 1).await).await?);
+        ceilings.publish = Some(median(async || publish(connection, &subject, WINDOW).await).await?);
+        ceilings.consume = Some(median(async || consume(&stream).await).await?);
         Ok(())
     }
     .await;
     jetstream.delete_stream(&name).await?;
     measured
+}
+
+/// The middle one of [`ROUNDS`] measurements.
+async fn median(mut measure: impl AsyncFnMut() -> Result<f64, Cause>) -> Result<f64, Cause> {
+    let mut rates = Vec::with_capacity(ROUNDS);
+    for _ in 0..ROUNDS {
+        rates.push(measure().await?);
+    }
+    rates.sort_unstable_by(f64::total_cmp);
+    Ok(rates[ROUNDS / 2])
 }
 
 async fn publish(connection: &Connection, subject: &str, window: usize) -> Result<f64, Cause> {
@@ -110,8 +120,9 @@ async fn publish(connection: &Connection, subject: &str, window: usize) -> Resul
         async { connection.jetstream.send_publish(subject.to_owned(), message).await?.await }
     };
     let mut acknowledged = 0_u32;
-    let under_way = stream::iter(0..).map(one).buffer_unordered(window);
-    let mut under_way = std::pin::pin!(under_way.take_until(tokio::time::sleep(SPAN)));
+    // What is on its way when the time is over is waited for, and its time counts.
+    let under_way = stream::iter(0..).take_until(tokio::time::sleep(SPAN)).map(one).buffer_unordered(window);
+    let mut under_way = std::pin::pin!(under_way);
     while let Some(outcome) = under_way.next().await {
         outcome?;
         acknowledged += 1;
@@ -119,36 +130,59 @@ async fn publish(connection: &Connection, subject: &str, window: usize) -> Resul
     Ok(f64::from(acknowledged) / started.elapsed().as_secs_f64())
 }
 
-async fn consume(consumer: Consumer<PullConfig>) -> Result<f64, Cause> {
+/// Takes the stream from its beginning; the time runs from the first message.
+async fn consume(stream: &Stream) -> Result<f64, Cause> {
+    const NAME: &str = "bench";
+    let pull = PullConfig {
+        durable_name: Some(NAME.to_owned()),
+        ack_policy: AckPolicy::Explicit,
+        max_ack_pending: 10_000,
+        ..PullConfig::default()
+    };
+    let consumer = stream.create_consumer(pull).await?;
     let mut messages = consumer.stream().max_messages_per_batch(WINDOW).messages().await?;
+    let mut next = tokio::time::timeout(FIRST_MESSAGE, messages.next()).await?;
     let started = Instant::now();
     let mut taken = 0_u32;
-    while started.elapsed() < SPAN
-        && let Ok(Some(message)) = tokio::time::timeout(Duration::from_millis(200), messages.next()).await
-    {
+    while let Some(message) = next {
         let message = message?;
         message.ack().await?;
         taken += 1;
-        if message.info()?.pending == 0 {
+        if message.info()?.pending == 0 || started.elapsed() > SPAN {
             break;
         }
+        next = messages.next().await;
     }
-    Ok(f64::from(taken) / started.elapsed().as_secs_f64())
+    let rate = f64::from(taken) / started.elapsed().as_secs_f64();
+    drop(messages);
+    stream.delete_consumer(NAME).await?;
+    Ok(rate)
 }
 
 async fn measure_commits(database: &Database) -> Result<f64, Cause> {
     let scratch = Scratch::create(database).await?;
-    let measured = commits(&scratch.url, database.max_connections).await;
+    let measured = measure_store(&scratch.url, database.max_connections).await;
     scratch.remove().await?;
     measured
 }
 
-async fn commits(url: &str, max_connections: u32) -> Result<f64, Cause> {
+async fn measure_store(url: &str, max_connections: u32) -> Result<f64, Cause> {
     let store = Store::connect(url, max_connections).await?;
     store.migrate().await?;
-    let stream = store.stream_number("bench", "1").await?;
-    let ownership = store.take_over(stream, &[0], 1).await?.first().map(|takeover| takeover.ownership);
-    let ownership = ownership.ok_or("nothing was taken over")?;
+    let mut streams = 0;
+    // A stream of its own for each round, so that positions do not repeat.
+    let measured = median(async || {
+        streams += 1;
+        let stream = store.stream_number("bench", &streams.to_string()).await?;
+        let ownership = store.take_over(stream, &[0], 1).await?.first().map(|takeover| takeover.ownership);
+        commits(&store, ownership.ok_or("nothing was taken over")?).await
+    })
+    .await;
+    store.close().await;
+    measured
+}
+
+async fn commits(store: &Store, ownership: Ownership) -> Result<f64, Cause> {
     let started = Instant::now();
     let committers = (0..COMMITTERS).map(|index| {
         let store = store.clone();
@@ -158,14 +192,16 @@ async fn commits(url: &str, max_connections: u32) -> Result<f64, Cause> {
     for committer in committers.collect::<Vec<_>>() {
         committed += committer.await??;
     }
-    let rate = f64::from(committed) / started.elapsed().as_secs_f64();
-    store.close().await;
-    Ok(rate)
+    Ok(f64::from(committed) / started.elapsed().as_secs_f64())
 }
 
 /// Commits turns of one conversation, one after the other, and counts them.
 async fn committer(store: &Store, ownership: Ownership, index: usize, until: Instant) -> Result<u32, Cause> {
-    let key = ConversationKey { channel: Channel::Telegram, bot: "bench".into(), peer: Peer::User(index.to_string()) };
+    let key = ConversationKey {
+        channel: Channel::Telegram,
+        bot: "bench".into(),
+        peer: Peer::User(format!("{}-{index}", ownership.stream)),
+    };
     let conversation_id = Uuid::now_v7();
     let mut committed = 0_u32;
     while Instant::now() < until {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-/// A named load. Each shape is described where its phases are.
+/// A named load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Shape {
     /// 20,000 messages of 2,000 conversations, answered at once
@@ -22,8 +22,10 @@ pub enum Shape {
     S3,
     /// 500 messages a second, answered at once: the time that is not the responder's
     Overhead,
-    /// The same load with 1,000 and 1,000,000 conversations stored, and with 10 and 10,000 messages of history
+    /// The same load with 1,000 and 1,000,000 conversations stored
     Growth,
+    /// The same load with 10 and 10,000 messages of history in each conversation
+    History,
     /// No load for 10 s
     Idle,
 }
@@ -77,20 +79,6 @@ const IN_FLIGHT_BESIDE_FLOOD: usize = 32;
 const IDLE: Duration = Duration::from_secs(10);
 
 impl Shape {
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::S1 => "s1",
-            Self::S1k => "s1k",
-            Self::S2x5k => "s2-5k",
-            Self::S2x50k => "s2-50k",
-            Self::S3 => "s3",
-            Self::Overhead => "overhead",
-            Self::Growth => "growth",
-            Self::Idle => "idle",
-        }
-    }
-
     pub(super) fn phases(self, scale: Scale) -> Vec<Phase> {
         let at_once = Duration::ZERO;
         let mut phases = match self {
@@ -108,7 +96,24 @@ impl Shape {
                 let paced = Load { per_second: Some(500), ..load("all", 1_000, 10, at_once, IN_FLIGHT) };
                 vec![phase("overhead", vec![paced])]
             }
-            Self::Growth => growth(),
+            Self::Growth => {
+                let stored = |name, count| Phase {
+                    name,
+                    fill: Some(Fill::Conversations(count)),
+                    loads: vec![load("all", 500, 10, at_once, 256)],
+                    idle: None,
+                };
+                vec![stored("growth 1k", 1_000), stored("growth 1M", 1_000_000)]
+            }
+            Self::History => {
+                let spoken = |name, messages| Phase {
+                    name,
+                    fill: Some(Fill::History(messages)),
+                    loads: vec![load("all", 50, 20, at_once, 256)],
+                    idle: None,
+                };
+                vec![spoken("history 10", 10), spoken("history 10k", 10_000)]
+            }
             Self::Idle => vec![Phase { name: "idle", fill: None, loads: Vec::new(), idle: Some(IDLE) }],
         };
         for load in phases.iter_mut().flat_map(|phase| &mut phase.loads) {
@@ -116,17 +121,6 @@ impl Shape {
         }
         phases
     }
-}
-
-fn growth() -> Vec<Phase> {
-    let load = |conversations, messages_each| vec![load("all", conversations, messages_each, Duration::ZERO, 256)];
-    let filled = |name, fill, loads| Phase { name, fill: Some(fill), loads, idle: None };
-    vec![
-        filled("growth 1k conversations", Fill::Conversations(1_000), load(500, 10)),
-        filled("growth 1M conversations", Fill::Conversations(1_000_000), load(500, 10)),
-        filled("growth history 10", Fill::History(10), load(50, 20)),
-        filled("growth history 10k", Fill::History(10_000), load(50, 20)),
-    ]
 }
 
 fn phase(name: &'static str, loads: Vec<Load>) -> Phase {
