@@ -24,6 +24,12 @@ test: ## All tests, against a real nats-server, SQLite and PostgreSQL
 	postgres=$$(scripts/postgres.sh) && export PATH="$$postgres:$$PATH" && \
 	$(CARGO) test --locked --no-fail-fast
 
+# Settable, as is what scripts/bench.sh names: make bench SHAPES="s1 s3" DATABASES="sqlite" SYNCS="interval"
+export SHAPES DATABASES SYNCS BENCH_ARGS
+.PHONY: bench
+bench: ## Load on deployments of its own, SQLite and PostgreSQL; a report in Markdown
+	@scripts/bench.sh
+
 .PHONY: check
 check: ## Formatting, lints, documentation, licences and sources of dependencies; warnings are errors
 	$(CARGO) fmt --check

@@ -19,6 +19,7 @@ use crate::stream::{self, Lane};
 use crate::telemetry::{self, LogFormat, TelemetryGuard};
 
 mod audit;
+mod bench;
 mod telegram;
 
 /// Runs the conversations of chat bots: durable, in order, one turn at a time.
@@ -47,6 +48,8 @@ enum Command {
     /// Tell Telegram where to send a bot's updates, or ask what it knows
     #[command(subcommand)]
     Telegram(telegram::Telegram),
+    /// Put load on a running deployment on this machine, and measure and check what comes of it
+    Bench(bench::Bench),
 }
 
 #[derive(Debug, Args)]
@@ -132,6 +135,10 @@ async fn run(command: Command, format: LogFormat, registered: Responders) -> any
         },
         Command::Audit(options) => match load(&options.config.config) {
             Ok(config) => audit::run(&config, &options, format).await,
+            Err(code) => Ok(code),
+        },
+        Command::Bench(options) => match load(&options.config.config) {
+            Ok(config) => bench::run(&config, &options).await,
             Err(code) => Ok(code),
         },
         Command::Telegram(command) => match load(command.config()) {

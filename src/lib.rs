@@ -34,6 +34,8 @@ pub mod audit;
 
 pub mod nats_server;
 
+pub mod bench;
+
 pub mod server;
 
 pub mod cli;

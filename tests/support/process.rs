@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use reqwest::StatusCode;
@@ -208,6 +208,12 @@ impl Turnwise {
     pub(crate) async fn terminate(&mut self) {
         self.ask_to_stop().await;
         assert_eq!(self.ended().await.code(), Some(0), "exit code after SIGTERM");
+    }
+
+    /// Another command with the same configuration, to its end.
+    pub(crate) async fn run(&self, subcommand: &str, arguments: &[&str]) -> Output {
+        let command = self.command(subcommand).args(arguments).stderr(Stdio::piped()).output();
+        tokio::time::timeout(Duration::from_secs(120), command).await.expect("the command ends").unwrap()
     }
 
     /// `turnwise audit --json`: its exit code and what it printed.
