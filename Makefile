@@ -9,7 +9,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## This list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 # The development profile: no waiting for link-time optimisation, and what `make test` built is used again. For load, build
 # with `cargo build --release`.
@@ -37,8 +37,8 @@ check: ## Formatting, lints, documentation, licences and sources of dependencies
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 	deny=$$(scripts/cargo-deny.sh) && "$$deny" check licenses bans sources
 
-.PHONY: bench
-bench: ## Turns and deliveries per second that the databases take, from 1, 32 and 512 callers at once
+.PHONY: bench-commit
+bench-commit: ## Turns and deliveries per second that the databases alone take, from 1, 32 and 512 callers at once
 	@postgres=$$(scripts/postgres.sh) && export PATH="$$postgres:$$PATH" && \
 	$(CARGO) bench --locked --bench '*'
 

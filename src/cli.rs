@@ -138,7 +138,7 @@ async fn run(command: Command, format: LogFormat, registered: Responders) -> any
             Err(code) => Ok(code),
         },
         Command::Bench(options) => match load(&options.config.config) {
-            Ok(config) => bench::run(&config, &options).await,
+            Ok(config) => bench::run(&config, &options, format).await,
             Err(code) => Ok(code),
         },
         Command::Telegram(command) => match load(command.config()) {

@@ -269,6 +269,15 @@ struct Share {
     stopping: Stopping,
 }
 
+/// A new name at each start, so that nobody takes this process for its predecessor. Only beside a managed nats-server, which
+/// no two processes can have at once, is it always the same: then what a crashed predecessor held is taken back at once.
+fn member_id(config: &Config) -> String {
+    match config.nats.server {
+        NatsServer::Managed { .. } => "alone".to_owned(),
+        NatsServer::Urls(_) => Uuid::now_v7().simple().to_string(),
+    }
+}
+
 /// The end of a task, for everybody who wants to know.
 type Ending = Shared<BoxFuture<'static, Result<(), Arc<anyhow::Error>>>>;
 
@@ -283,7 +292,7 @@ impl Share {
         stopping: &Stopping,
     ) -> Result<Self, ClusterError> {
         let partitions = config.nats.partitions;
-        let settings = cluster::Settings::new(Uuid::now_v7().simple().to_string(), partitions, config.nats.replicas);
+        let settings = cluster::Settings::new(member_id(config), partitions, config.nats.replicas);
         let participant = Participant::join(settings, handle.clone(), store.clone()).await?;
         // Room for one word about each partition in each direction.
         let (assign, assignments) = mpsc::channel(usize::from(partitions));

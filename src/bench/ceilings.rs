@@ -207,7 +207,7 @@ async fn committer(store: &Store, ownership: Ownership, index: usize, until: Ins
     while Instant::now() < until {
         let sequence = u64::from(committed) * COMMITTERS as u64 + index as u64 + 1;
         let turn = turn(ownership, &key, conversation_id, sequence, committed == 0);
-        match store.commit(&turn).await? {
+        match store.commit(turn).await? {
             CommitOutcome::Committed { .. } => committed += 1,
             outcome => return Err(format!("the store did not commit: {outcome:?}").into()),
         }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{WithConfig, print, quiet_logs, say};
+use super::{WithConfig, print, say};
 use crate::bench::{self, BenchError, Options, Scale, Shape};
 use crate::config::Config;
+use crate::telemetry::{self, LogFormat};
 
 /// Plays Telegram for a bot whose api_base is a free loopback address: posts messages to its webhook, takes its replies, and
 /// reports throughput, latency and what the processes used. Exit code 1 when a message was not answered exactly once and in
@@ -54,8 +55,8 @@ fn count(text: &str) -> Result<usize, String> {
     }
 }
 
-pub(super) async fn run(config: &Config, arguments: &Bench) -> anyhow::Result<ExitCode> {
-    let guard = quiet_logs(&config.telemetry)?;
+pub(super) async fn run(config: &Config, arguments: &Bench, format: LogFormat) -> anyhow::Result<ExitCode> {
+    let guard = telemetry::init_quiet(&config.telemetry, format)?;
     let options = Options {
         bot: arguments.bot.clone(),
         shapes: arguments.shape.clone(),
