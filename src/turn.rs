@@ -181,6 +181,12 @@ impl Turns {
             .get(name)
             .ok_or_else(|| hopeless("no_such_responder", format!("no responder \"{name}\"")))?;
         let history = self.history(&loaded.conversation).await.map_err(|error| away(&error))?;
+        // Somebody wrote between the two readings: an agent, or, when this process was paused meanwhile, the partition's new
+        // owner this very turn. A model that was asked now would be shown its own answer as history.
+        if history.last().is_some_and(|message| message.ordinal > loaded.conversation.message_count) {
+            let cause = "the conversation went on while it was read".to_owned();
+            return Err(Box::new(Verdict::Wait { cause, after: Some(Duration::ZERO) }));
+        }
         let request = TurnRequest {
             conversation: ConversationView {
                 id: loaded.conversation.id,
