@@ -25,6 +25,9 @@ use crate::telemetry::{self, chain, json_fault, metric};
 /// A call without an answer after this time is uncertain. Both platforms answer within a second or two.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// A beginning that took longer than this is not trusted: a third of the time after which another process may have taken over.
+const STALE_AFTER: Duration = Duration::from_secs(1);
+
 /// More than any answer to a send needs.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
@@ -99,6 +102,7 @@ impl Egress {
         let Some(id) = delivery_id(&task.message) else { return self.disown(&task.message) };
         // The same for every try: a beginning whose answer got lost must not be taken for one that a crash interrupted.
         let begun_at = Timestamp::now();
+        let asked = Instant::now();
         let mut pause = patience();
         let start = loop {
             match self.store.begin_send(id, &task.ownership, begun_at).await {
@@ -113,6 +117,7 @@ impl Egress {
             }
         };
         match start {
+            SendStart::Begun { .. } if asked.elapsed() > STALE_AFTER => self.begin_anew(task, id).await,
             SendStart::Begun { attempt } => self.send(task, id, attempt).await,
             SendStart::Interrupted => {
                 self.unclear(task, id, "the process ended between the call and its answer".to_owned()).await
@@ -124,6 +129,15 @@ impl Egress {
             }
             SendStart::Fenced => Verdict::Fenced,
         }
+    }
+
+    /// The beginning took so long that this process may have been paused and replaced meanwhile; then later replies of the
+    /// chat may have left already. Nothing was sent, so that is recorded, and who owns the partition now begins again. Only a
+    /// pause in the call itself can still send late.
+    async fn begin_anew(&self, task: &Task, id: Uuid) -> Verdict<Settled> {
+        let error = "the process was paused before the call".to_owned();
+        let recorded = self.settle(task, id, SendResult::NotSent { error: error.clone() }).await;
+        again(recorded, Verdict::Wait { cause: error, after: Some(Duration::ZERO) })
     }
 
     async fn send(&self, task: &Task, id: Uuid, attempt: u32) -> Verdict<Settled> {
