@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub(crate) mod chaos;
+pub(crate) mod judge;
 pub(crate) mod ledger;
 pub(crate) mod messenger;
 pub(crate) mod nats;

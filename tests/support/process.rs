@@ -4,7 +4,7 @@
 //! ends with the value that holds it, and what it said on standard error is shown when the test fails.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -62,6 +62,14 @@ impl Configuration {
         self
     }
 
+    /// The same deployment for a second process, which listens on a port of its own.
+    pub(crate) fn beside(&self) -> Self {
+        let mut beside = Self { port: free_port(), ..self.clone() };
+        let listen = quoted(&format!("127.0.0.1:{}", beside.port));
+        beside.set("http", "listen", &listen);
+        beside
+    }
+
     pub(crate) fn openai_responder(&mut self, name: &str, base_url: &str) -> &mut Self {
         let table = format!("responders.{name}");
         self.set(&table, "kind", "\"openai\"")
@@ -104,7 +112,7 @@ impl Configuration {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 
-    fn to_toml(&self) -> String {
+    pub(crate) fn to_toml(&self) -> String {
         let mut lines = Vec::new();
         for (table, values) in &self.tables {
             if !table.is_empty() {
@@ -119,6 +127,14 @@ impl Configuration {
 /// Text as a TOML basic string.
 pub(crate) fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// `turnwise SUBCOMMAND --config FILE`, with every secret that the file may name.
+pub(crate) fn command(subcommand: &str, configuration_file: &Path) -> Command {
+    let mut command = Command::new(BINARY);
+    command.arg(subcommand).arg("--config").arg(configuration_file);
+    command.envs(ENVIRONMENT.iter().copied()).env("RUST_LOG", "info").stdin(Stdio::null()).kill_on_drop(true);
+    command
 }
 
 pub(crate) struct Turnwise {
@@ -204,10 +220,7 @@ impl Turnwise {
     }
 
     fn command(&self, subcommand: &str) -> Command {
-        let mut command = Command::new(BINARY);
-        command.arg(subcommand).arg("--config").arg(self.configuration_file());
-        command.envs(ENVIRONMENT.iter().copied()).env("RUST_LOG", "info").stdin(Stdio::null()).kill_on_drop(true);
-        command
+        command(subcommand, &self.configuration_file())
     }
 
     fn configuration_file(&self) -> PathBuf {
