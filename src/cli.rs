@@ -12,8 +12,8 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Config, ConfigReader, Telemetry};
-use crate::responder::Responders;
+use crate::config::{Config, ConfigReader};
+use crate::responder::{self, Responders};
 use crate::server::{self, Backends, Roles};
 use crate::stream::{self, Lane};
 use crate::telemetry::{self, LogFormat, TelemetryGuard};
@@ -119,16 +119,9 @@ async fn run(command: Command, format: LogFormat, registered: Responders) -> any
             Ok(config) => serve_roles(&config, &serve.roles, format, registered).await,
             Err(code) => Ok(code),
         },
-        Command::Check(check) => Ok(load(&check.config).map_or_else(
-            |code| code,
-            |config| {
-                for warning in config.warnings() {
-                    say(&format!("warning: {warning}"));
-                }
-                say("the configuration is good");
-                ExitCode::SUCCESS
-            },
-        )),
+        Command::Check(check) => {
+            Ok(load(&check.config).map_or_else(|code| code, |config| describe(&config, registered)))
+        }
         Command::Migrate(migrate) => match load(&migrate.config) {
             Ok(config) => {
                 server::open_store(&config).await?.migrate().await?;
@@ -138,7 +131,7 @@ async fn run(command: Command, format: LogFormat, registered: Responders) -> any
             Err(code) => Ok(code),
         },
         Command::Audit(options) => match load(&options.config.config) {
-            Ok(config) => audit::run(&config, &options).await,
+            Ok(config) => audit::run(&config, &options, format).await,
             Err(code) => Ok(code),
         },
         Command::Telegram(command) => match load(command.config()) {
@@ -154,6 +147,23 @@ fn load(path: &Path, registered: &[String]) -> Result<Config, ExitCode> {
         say(telemetry::chain(&error).trim_end());
         ExitCode::from(2)
     })
+}
+
+/// What is to be said of a configuration that can be read: also what its responders make of their settings and files.
+fn describe(config: &Config, registered: Responders) -> ExitCode {
+    for warning in config.warnings() {
+        say(&format!("warning: {warning}"));
+    }
+    match responder::build(config, registered) {
+        Ok(_) => {
+            say("the configuration is good");
+            ExitCode::SUCCESS
+        }
+        Err(errors) => {
+            say(&format!("error: {:#}", server::unusable(&errors)));
+            ExitCode::from(2)
+        }
+    }
 }
 
 async fn develop(dev: &Dev, format: LogFormat, registered: Responders) -> anyhow::Result<ExitCode> {
@@ -222,12 +232,6 @@ fn stop_signal() -> anyhow::Result<CancellationToken> {
     Ok(stop)
 }
 
-/// Logs of short commands: only what goes wrong.
-fn quiet_logs(config: &Telemetry) -> anyhow::Result<TelemetryGuard> {
-    let local = config::Telemetry { otlp_endpoint: None, ..config.clone() };
-    telemetry::init(&local, LogFormat::detect())
-}
-
 /// What a person at a terminal reads.
 fn say(line: &str) {
     // Nobody can be told that stderr is closed.
@@ -244,12 +248,18 @@ fn on_terminal() -> bool {
 }
 
 fn hint(error: &anyhow::Error) -> Option<&'static str> {
-    error.downcast_ref::<crate::nats_server::Error>().and_then(crate::nats_server::Error::hint)
+    let server = error.downcast_ref::<crate::nats_server::Error>().and_then(crate::nats_server::Error::hint);
+    server.or_else(|| error.downcast_ref::<server::ListenError>().and_then(server::ListenError::hint))
 }
 
 /// Backends and the inbound stream, for commands that read.
 async fn open_inbound(config: &Config) -> anyhow::Result<(Backends, stream::StreamHandle)> {
     let backends = Backends::open(config).await?;
-    let inbound = stream::existing(&backends.connection, Lane::Inbound).await?;
-    Ok((backends, inbound))
+    match stream::existing(&backends.connection, Lane::Inbound).await {
+        Ok(inbound) => Ok((backends, inbound)),
+        Err(error) => {
+            backends.close().await;
+            Err(error.into())
+        }
+    }
 }

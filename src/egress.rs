@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
+use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -20,7 +20,7 @@ use crate::message::{OutboundPart, Timestamp};
 use crate::scheduler::{Failure, Task, Verdict, Work};
 use crate::store::{SendResult, SendStart, Settled, Store, StoreError};
 use crate::stream::{Publisher, StreamMessage};
-use crate::telemetry::{self, chain, metric};
+use crate::telemetry::{self, chain, json_fault, metric};
 
 /// A call without an answer after this time is uncertain. Both platforms answer within a second or two.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -64,7 +64,7 @@ impl Work for Egress {
     const NAME: &'static str = "delivery";
 
     async fn settled(&self, messages: &[Arc<StreamMessage>]) -> Result<Vec<Settled>, StoreError> {
-        let ids: Vec<Uuid> = messages.iter().filter_map(|message| Uuid::parse_str(&message.message_id).ok()).collect();
+        let ids: Vec<Uuid> = messages.iter().filter_map(|message| delivery_id(message)).collect();
         self.store.settled_deliveries(&ids).await
     }
 
@@ -80,6 +80,10 @@ impl Work for Egress {
             turnwise.attempt = task.attempt,
         );
         telemetry::set_parent(&span, message.traceparent.as_deref());
+        if let Some(context) = telemetry::current_traceparent(&span) {
+            // Nobody else sets it.
+            let _ = task.traceparent.set(context);
+        }
         self.deliver(task).instrument(span).await
     }
 
@@ -93,25 +97,42 @@ impl Work for Egress {
 impl Egress {
     async fn deliver(&self, task: &Task) -> Verdict<Settled> {
         let Some(id) = delivery_id(&task.message) else { return self.disown(&task.message) };
-        match self.store.begin_send(id, &task.ownership, Timestamp::now()).await {
-            Ok(SendStart::Begun { attempt }) => self.send(task, id, attempt).await,
-            Ok(SendStart::Interrupted) => {
+        // The same for every try: a beginning whose answer got lost must not be taken for one that a crash interrupted.
+        let begun_at = Timestamp::now();
+        let mut pause = patience();
+        let start = loop {
+            match self.store.begin_send(id, &task.ownership, begun_at).await {
+                Ok(start) => break start,
+                Err(error) => {
+                    tracing::warn!(delivery_id = %id, error = %chain(&error), "a delivery cannot be begun yet");
+                    let sleep = tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE));
+                    if task.cancellation.run_until_cancelled(sleep).await.is_none() {
+                        return Verdict::Stopped;
+                    }
+                }
+            }
+        };
+        match start {
+            SendStart::Begun { attempt } => self.send(task, id, attempt).await,
+            SendStart::Interrupted => {
                 self.unclear(task, id, "the process ended between the call and its answer".to_owned()).await
             }
-            Ok(SendStart::Settled(settled)) => Verdict::Done(settled),
-            Ok(SendStart::Unknown(settled)) => {
+            SendStart::Settled(settled) => Verdict::Done(settled),
+            SendStart::Unknown(settled) => {
                 tracing::error!(delivery_id = %id, "no such delivery in this database; not sent");
                 Verdict::Done(settled)
             }
-            Ok(SendStart::Fenced) => Verdict::Fenced,
-            Err(error) => Verdict::Wait { cause: chain(&error), after: None },
+            SendStart::Fenced => Verdict::Fenced,
         }
     }
 
     async fn send(&self, task: &Task, id: Uuid, attempt: u32) -> Verdict<Settled> {
         let part: OutboundPart = match serde_json::from_slice(&task.message.payload) {
             Ok(part) => part,
-            Err(error) => return self.refuse(task, id, format!("the message is not an outbound part: {error}")).await,
+            Err(error) => {
+                let error = format!("the message is not an outbound part: {}", json_fault(&error));
+                return self.refuse(task, id, error).await;
+            }
         };
         let Some(bot) = self.bots.get(&*part.key.bot) else {
             return self.refuse(task, id, format!("no bot \"{}\" is configured", part.key.bot)).await;
@@ -181,11 +202,7 @@ impl Egress {
     /// Records what is known, for as long as it takes: forgetting it would turn knowledge into uncertainty. `Done` when the
     /// delivery is settled, a plain `Wait` when it is to be tried again.
     async fn settle(&self, task: &Task, id: Uuid, result: SendResult) -> Verdict<Settled> {
-        let mut pause = ExponentialBackoffBuilder::new()
-            .with_initial_interval(Duration::from_millis(20))
-            .with_max_interval(MAX_PAUSE)
-            .with_max_elapsed_time(None)
-            .build();
+        let mut pause = patience();
         loop {
             match self.store.settle_send(id, &result, Timestamp::now()).await {
                 Ok(Some(settled)) => return Verdict::Done(settled),
@@ -247,13 +264,22 @@ impl Egress {
         tracing::Span::current().record("http.response.status_code", status);
         let retry_after = retry_after(&response);
         match bounded_body(response).await {
-            Ok(body) => channel::classify(bot.channel(), status, retry_after, &body),
+            Ok(body) => channel::classify(bot.channel(), status, retry_after, &without_secret(bot, body)),
             Err(error) => without_answer(error),
         }
     }
 }
 
 const MAX_PAUSE: Duration = Duration::from_secs(2);
+
+/// Waiting for the database to come back, for as long as it takes.
+fn patience() -> ExponentialBackoff {
+    ExponentialBackoffBuilder::new()
+        .with_initial_interval(Duration::from_millis(20))
+        .with_max_interval(MAX_PAUSE)
+        .with_max_elapsed_time(None)
+        .build()
+}
 
 /// `next`, unless recording the state ended otherwise than with "to be tried again".
 fn again(recorded: Verdict<Settled>, next: Verdict<Settled>) -> Verdict<Settled> {
@@ -264,9 +290,9 @@ fn failure(reason: &'static str, error: String) -> Failure {
     Failure { reason, error, user_message: None }
 }
 
-/// The id a delivery was published under. A message without one was not published by us.
+/// The id a delivery was published under. A message without one, or with one in another spelling, was not published by us.
 fn delivery_id(message: &StreamMessage) -> Option<Uuid> {
-    Uuid::parse_str(&message.message_id).ok()
+    Uuid::parse_str(&message.message_id).ok().filter(|id| id.to_string() == message.message_id)
 }
 
 /// What a call that brought no answer means. Nothing was sent when no connection was made; afterwards nobody can tell.
@@ -275,6 +301,17 @@ fn without_answer(error: reqwest::Error) -> Answer {
     let not_sent = error.is_connect() || error.is_builder();
     let error = chain(&error.without_url());
     if not_sent { Answer::NotSent { error } } else { Answer::Uncertain { error } }
+}
+
+/// A server that repeats what it was asked must not bring the secret of the call into the log or the database.
+fn without_secret(bot: &Bot, body: Vec<u8>) -> Vec<u8> {
+    let secret = match &bot.channel {
+        BotChannel::Telegram(telegram) => telegram.token.expose(),
+        BotChannel::Messenger(messenger) => messenger.page_token.expose(),
+        BotChannel::Web(_) => return body,
+    };
+    let text = String::from_utf8_lossy(&body);
+    if text.contains(secret) { text.replace(secret, "[redacted]").into_bytes() } else { body }
 }
 
 fn host(call: &Call) -> String {

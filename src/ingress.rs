@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
+use axum::http::Method;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
@@ -22,13 +23,15 @@ use self::problem::Problem;
 use crate::channel::Verified;
 use crate::config::{Bot, Config, Secret};
 use crate::message::Channel;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::stream::{Connection, PublishError, Published, Publisher, StreamHandle};
 use crate::telemetry::{self, chain, metric};
 
 mod access;
 mod chat;
 mod conversations;
+mod cors;
+mod extract;
 mod health;
 mod page;
 mod problem;
@@ -109,18 +112,28 @@ pub fn router(ingress: Arc<Ingress>, messages: bool) -> Router {
     if messages {
         router = router.merge(webhooks::routes()).merge(chat::routes()).merge(page::routes());
     }
-    router.fallback(unknown_route).layer(middleware::from_fn(observe)).with_state(ingress)
+    router
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&ingress), cors::allow))
+        .layer(middleware::from_fn(observe))
+        .with_state(ingress)
 }
 
 async fn unknown_route() -> Problem {
     Problem::new(404, "not-found", "There is nothing at this address.")
 }
 
+/// The framework adds the header `Allow`.
+async fn wrong_method() -> Problem {
+    Problem::new(405, "method-not-allowed", "This address does not take requests of this method; see `Allow`.")
+}
+
 /// One span and one measurement per request, under the route's template.
 async fn observe(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
-    let method = request.method().clone();
+    let method = known_method(request.method());
     let quiet = matches!(route.as_str(), "/healthz" | "/readyz" | "/metrics");
     let span = if quiet {
         tracing::Span::none()
@@ -129,7 +142,7 @@ async fn observe(request: Request, next: Next) -> Response {
             "http request",
             otel.name = format!("{method} {route}"),
             otel.kind = "server",
-            http.request.method = %method,
+            http.request.method = method,
             http.route = route,
             http.response.status_code = tracing::field::Empty,
             turnwise.ingress.outcome = tracing::field::Empty,
@@ -139,6 +152,12 @@ async fn observe(request: Request, next: Next) -> Response {
     span.record("http.response.status_code", response.status().as_u16());
     metric::http_request(&route, response.status().as_u16(), started.elapsed());
     response
+}
+
+/// The method, or the word that OpenTelemetry's HTTP conventions have for those that nobody knows: a caller can send any.
+fn known_method(method: &Method) -> &'static str {
+    const KNOWN: [&str; 9] = ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"];
+    KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("_OTHER")
 }
 
 impl Ingress {
@@ -169,6 +188,7 @@ impl Ingress {
             otel.kind = "producer",
             messaging.system = "nats",
             messaging.message.id = envelope.dedupe_id,
+            messaging.destination.partition.id = self.publisher.partition(&envelope.key),
             turnwise.turn.id = %envelope.turn_id,
             turnwise.stream.sequence = tracing::field::Empty,
             turnwise.publish.duplicate = tracing::field::Empty,
@@ -186,7 +206,7 @@ impl Ingress {
                     (false, true) => "ignored",
                     (false, false) => "accepted",
                 };
-                metric::ingress_message(channel, bot, outcome);
+                count(channel, bot, outcome);
                 Ok(published)
             }
             Err(error) => Err(not_taken(channel, bot, &error)),
@@ -194,8 +214,14 @@ impl Ingress {
     }
 }
 
+/// What became of a message at the door, as a metric and on the request's span.
+fn count(channel: Channel, bot: &str, outcome: &'static str) {
+    tracing::Span::current().record("turnwise.ingress.outcome", outcome);
+    metric::ingress_message(channel, bot, outcome);
+}
+
 fn not_taken(channel: Channel, bot: &str, error: &PublishError) -> Problem {
-    metric::ingress_message(channel, bot, "not_taken");
+    count(channel, bot, "not_taken");
     tracing::warn!(bot, error = %chain(error), "the stream did not take a message");
     match error {
         PublishError::TooLarge => Problem::new(413, "too-large", "The message is larger than the stream takes."),
@@ -218,7 +244,10 @@ fn is_too_long(error: &axum::Error) -> bool {
 }
 
 /// The database did not answer: an honest 503 for whoever waits.
-fn store_problem(error: &crate::store::StoreError) -> Problem {
+fn store_problem(error: &StoreError) -> Problem {
+    if matches!(error, StoreError::AlreadyOpen) {
+        return Problem::new(409, "already-open", "Another conversation with the same person is open; close it first.");
+    }
     tracing::error!(error = %chain(error), "the database did not answer a request");
     Problem::new(503, "unavailable", "The database did not answer. Please try again.").retry_after(RETRY_AFTER_SECONDS)
 }

@@ -5,7 +5,7 @@
 //! only against a receipt; a failed one is tried again in its place, never behind later ones (nothing is ever NAKed).
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use backoff::ExponentialBackoff;
@@ -35,8 +35,12 @@ pub struct Task {
     pub attempt: u32,
     /// When this attempt started.
     pub started_at: Timestamp,
+    /// How many messages stood before it in its lane when it came; at least so many for one that was parked.
+    pub lane_position: usize,
     /// Cancelled when the attempt must stop without an outcome.
     pub cancellation: CancellationToken,
+    /// The trace context of this attempt's span, set by the work, so that the acknowledgement is part of what it ends.
+    pub traceparent: Arc<OnceLock<String>>,
 }
 
 /// Why an attempt failed, for people and for the one who gives up on it.

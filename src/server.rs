@@ -4,29 +4,34 @@
 //! to finish, and what does not finish stays on the stream.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use crate::cluster::{self, Assignment, Owned};
+use crate::cluster::{self, ClusterError, Participant, Prepare};
 use crate::config::{Config, NatsServer};
 use crate::egress::Egress;
 use crate::ingress::{self, Ingress};
 use crate::nats_server::ManagedServer;
 use crate::responder::history::{Budget, HistoryCache};
 use crate::responder::{self, Responders};
-use crate::scheduler::{self, Limits, Orders, SchedulerError, Work};
+use crate::scheduler::{self, Limits, Orders, Work};
 use crate::store::Store;
 use crate::stream::{self, Connection, Lane, Publisher, StreamHandle};
 use crate::telemetry::{Metrics, chain};
-use crate::turn::{self, Settings, Turns, outbox};
+use crate::turn::outbox::Outbox;
+use crate::turn::{self, Settings, Turns};
 
 /// How long the database and NATS may take to come up at start, as when a whole machine boots.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -58,6 +63,24 @@ pub struct Roles {
 
 impl Roles {
     pub const ALL: Self = Self { ingress: true, worker: true, egress: true };
+}
+
+/// The address that requests shall come to is not to be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}")]
+pub struct ListenError {
+    address: SocketAddr,
+    source: std::io::Error,
+}
+
+impl ListenError {
+    /// What the user can do about it, for the line after `error:`.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        (self.source.kind() == std::io::ErrorKind::AddrInUse).then_some(
+            "another program listens there: stop it, or choose another address (`--listen` of dev, http.listen of serve)",
+        )
+    }
 }
 
 /// Database, streams and managed server, opened for any command that needs them.
@@ -124,12 +147,11 @@ pub async fn run(
     roles: Roles,
     registered: Responders,
     stop: CancellationToken,
-    ready: impl FnOnce(std::net::SocketAddr),
+    ready: impl FnOnce(SocketAddr),
 ) -> anyhow::Result<()> {
     // Bound first: a taken port must be found before partitions are taken over.
-    let listener = TcpListener::bind(config.http.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}; choose another address with http.listen", config.http.listen))?;
+    let address = config.http.listen;
+    let listener = TcpListener::bind(address).await.map_err(|source| ListenError { address, source })?;
     let address = listener.local_addr().context("cannot tell the address listened on")?;
     let metrics = Metrics::install()?;
     let responders = responder::build(config, registered).map_err(|errors| unusable(&errors))?;
@@ -148,7 +170,7 @@ pub async fn run(
 
 /// The parts of a running process.
 struct Running {
-    schedulers: Vec<JoinHandle<Result<(), SchedulerError>>>,
+    shares: Vec<Share>,
     http: JoinHandle<std::io::Result<()>>,
     stopping: Stopping,
     draining: CancellationToken,
@@ -170,20 +192,16 @@ impl Running {
         stream::ensure(connection, &config.nats, Lane::Dead).await?;
         let publisher = Publisher::new(connection.clone(), config.nats.partitions);
         let stopping = Stopping::default();
-        let mut schedulers = Vec::new();
+        let mut shares = Vec::new();
         if roles.worker {
-            let owned = cluster::take_over_all(&inbound, store, config.nats.partitions).await?;
-            let published = outbox::publish_left_behind(store, &publisher, &owned).await?;
-            if published > 0 {
-                tracing::info!(deliveries = published, "deliveries left behind were put on the outbound stream");
-            }
+            let outbox = Outbox::new(store.clone(), publisher.clone());
+            tokio::spawn(outbox.clone().sweep(inbound.clone(), config.nats.partitions, stopping.drain.clone()));
             let turns = turns(config, store, &publisher, responders);
-            schedulers.push(spawn(turns, inbound.clone(), store, owned, turn_limits(config), &stopping));
+            shares.push(Share::join(turns, outbox, config, &inbound, store, turn_limits(config), &stopping).await?);
         }
         if roles.egress {
-            let owned = cluster::take_over_all(&outbound, store, config.nats.partitions).await?;
             let egress = Egress::new(store.clone(), publisher.clone(), config.bots.clone())?;
-            schedulers.push(spawn(egress, outbound, store, owned, send_limits(), &stopping));
+            shares.push(Share::join(egress, (), config, &outbound, store, send_limits(), &stopping).await?);
         }
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
         tokio::spawn({
@@ -195,13 +213,13 @@ impl Running {
         let router = ingress::router(Arc::new(shared), roles.ingress);
         let serve = axum::serve(listener, router).with_graceful_shutdown(closing.clone().cancelled_owned());
         let http = tokio::spawn(serve.into_future());
-        Ok(Self { schedulers, http, stopping, draining, closing })
+        Ok(Self { shares, http, stopping, draining, closing })
     }
 
     async fn until(mut self, stop: CancellationToken, grace: Duration) -> anyhow::Result<()> {
         let fault = tokio::select! {
             () = stop.cancelled() => None,
-            fault = first_fault(&mut self.schedulers) => Some(fault),
+            fault = first_fault(&self.shares) => Some(fault),
             ended = &mut self.http => Some(anyhow::anyhow!("the HTTP server ended: {ended:?}")),
         };
         match &fault {
@@ -221,14 +239,13 @@ impl Running {
             tokio::time::sleep(grace).await;
             halt.cancel();
         });
-        for scheduler in self.schedulers {
-            if let Ok(Err(error)) = scheduler.await {
-                tracing::error!(error = %error, "while stopping");
-            }
+        for share in self.shares {
+            share.ended().await;
         }
         timer.abort();
         self.closing.cancel();
-        if tokio::time::timeout(CLOSE_PATIENCE, self.http).await.is_err() {
+        // One that has ended was awaited already.
+        if !self.http.is_finished() && tokio::time::timeout(CLOSE_PATIENCE, self.http).await.is_err() {
             tracing::warn!("some HTTP requests did not end in time");
         }
     }
@@ -237,49 +254,92 @@ impl Running {
 /// Requests that are being answered when the port closes get this long.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The first scheduler that stops by itself, and why.
-async fn first_fault(schedulers: &mut Vec<JoinHandle<Result<(), SchedulerError>>>) -> anyhow::Error {
-    if schedulers.is_empty() {
+/// The first share of the work that ends by itself, and why.
+async fn first_fault(shares: &[Share]) -> anyhow::Error {
+    if shares.is_empty() {
         return std::future::pending().await;
     }
-    let (ended, index, _) = futures_util::future::select_all(schedulers.iter_mut()).await;
-    // Taken out: a finished task must not be awaited again.
-    drop(schedulers.swap_remove(index));
-    match ended {
-        Ok(Ok(())) => anyhow::anyhow!("a scheduler stopped without being told to"),
-        Ok(Err(error)) => error.into(),
-        Err(error) => anyhow::Error::new(error).context("a scheduler failed"),
+    futures_util::future::select_all(shares.iter().map(Share::fault)).await.0
+}
+
+/// One process's share of the work on a stream: who owns what, and who does it.
+struct Share {
+    participant: Ending,
+    scheduler: Ending,
+    stopping: Stopping,
+}
+
+/// The end of a task, for everybody who wants to know.
+type Ending = Shared<BoxFuture<'static, Result<(), Arc<anyhow::Error>>>>;
+
+impl Share {
+    async fn join<W: Work, P: Prepare>(
+        work: W,
+        prepare: P,
+        config: &Config,
+        handle: &StreamHandle,
+        store: &Store,
+        limits: Limits,
+        stopping: &Stopping,
+    ) -> Result<Self, ClusterError> {
+        let partitions = config.nats.partitions;
+        let settings = cluster::Settings::new(Uuid::now_v7().simple().to_string(), partitions, config.nats.replicas);
+        let participant = Participant::join(settings, handle.clone(), store.clone()).await?;
+        // Room for one word about each partition in each direction.
+        let (assign, assignments) = mpsc::channel(usize::from(partitions));
+        let (notices, noticed) = mpsc::channel(usize::from(partitions));
+        let orders = Orders { assignments, notices };
+        let work = scheduler::run(Arc::new(work), handle.clone(), store.clone(), limits, orders, stopping.halt.clone());
+        let participant = participant.run(assign, noticed, prepare, stopping.drain.clone());
+        Ok(Self {
+            participant: ending("taking part in the cluster", tokio::spawn(participant)),
+            scheduler: ending("the scheduler", tokio::spawn(work)),
+            stopping: stopping.clone(),
+        })
+    }
+
+    /// Why this share of the work ended by itself.
+    fn fault(&self) -> BoxFuture<'static, anyhow::Error> {
+        let (participant, scheduler) = (self.participant.clone(), self.scheduler.clone());
+        Box::pin(async move {
+            let ended = tokio::select! { ended = participant => ended, ended = scheduler => ended };
+            match ended {
+                Ok(()) => anyhow::anyhow!("a part of the work ended without being told to"),
+                Err(error) => anyhow::anyhow!("{error:#}"),
+            }
+        })
+    }
+
+    /// Waits until everything has been given back. Who cannot give back any more is stopped for good.
+    async fn ended(self) {
+        if let Err(error) = self.participant.await {
+            tracing::error!(error = format!("{error:#}"), "while giving back partitions");
+            self.stopping.halt.cancel();
+        }
+        if let Err(error) = self.scheduler.await {
+            tracing::error!(error = format!("{error:#}"), "while stopping");
+        }
     }
 }
 
-fn spawn<W: Work>(
-    work: W,
-    handle: StreamHandle,
-    store: &Store,
-    owned: Vec<Owned>,
-    limits: Limits,
-    stopping: &Stopping,
-) -> JoinHandle<Result<(), SchedulerError>> {
-    let (orders, assignments) = mpsc::channel(16);
-    let (notices, _) = mpsc::channel(1024);
-    let drain = stopping.drain.clone();
-    tokio::spawn(async move {
-        for one in &owned {
-            let _ = orders.send(Assignment::Take(*one)).await;
+fn ending<E: std::error::Error + Send + Sync + 'static>(what: &'static str, task: JoinHandle<Result<(), E>>) -> Ending {
+    let ended = async move {
+        let failed = |error: anyhow::Error| Arc::new(error.context(format!("{what} failed")));
+        match task.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(failed(error.into())),
+            Err(error) => Err(failed(error.into())),
         }
-        drain.cancelled().await;
-        for one in &owned {
-            let (released, _) = tokio::sync::oneshot::channel();
-            let _ = orders.send(Assignment::Give { partition: one.takeover.ownership.partition, released }).await;
-        }
-    });
-    let orders = Orders { assignments, notices };
-    tokio::spawn(scheduler::run(Arc::new(work), handle, store.clone(), limits, orders, stopping.halt.clone()))
+    };
+    ended.boxed().shared()
 }
 
+/// How everything that works is stopped: first softly, then for good.
 #[derive(Debug, Clone, Default)]
 struct Stopping {
+    /// Partitions are given back; what runs of them may finish.
     drain: CancellationToken,
+    /// The grace is over: what runs is cancelled.
     halt: CancellationToken,
 }
 
@@ -305,7 +365,7 @@ fn turns(config: &Config, store: &Store, publisher: &Publisher, responders: Resp
 }
 
 /// Every problem of the responders, a line each.
-fn unusable(errors: &[responder::BuildError]) -> anyhow::Error {
+pub(crate) fn unusable(errors: &[responder::BuildError]) -> anyhow::Error {
     let lines: Vec<String> = errors.iter().map(|error| chain(error)).collect();
     anyhow::anyhow!("the responders cannot be built\n  {}", lines.join("\n  "))
 }

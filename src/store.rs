@@ -329,6 +329,19 @@ impl Store {
         on!(self.claim_idempotency_key(scope, key, fingerprint, turn_id, conversation_id, now))
     }
 
+    /// What claiming the key would give, when it has been claimed before; `None` when it has not.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn idempotency_claim(
+        &self,
+        scope: &str,
+        key: &str,
+        fingerprint: &str,
+    ) -> Result<Option<IdempotencyClaim>, StoreError> {
+        on!(self.idempotency_claim(scope, key, fingerprint))
+    }
+
     /// The conversation of a turn that was claimed; `None` for a turn that nobody claimed. The turn may not have run yet.
     ///
     /// # Errors
@@ -348,8 +361,8 @@ impl Store {
         on!(self.pending_of_turn(turn_id))
     }
 
-    /// The parts of a partition that are `pending` or `sending` and older than `created_before`, in the order in which they
-    /// leave: what a crash between commit and publish left behind. `stream` is the inbound one; parts of its earlier
+    /// The parts of a partition that are `pending` or `sending`, in the order in which they leave: to whoever has just taken
+    /// the partition over, what a crash between commit and publish left behind. `stream` is the inbound one; parts of its earlier
     /// incarnations are found too.
     ///
     /// # Errors
@@ -358,11 +371,10 @@ impl Store {
         &self,
         stream: i64,
         partition: u16,
-        created_before: Timestamp,
         after: Option<DeliveryCursor>,
         limit: u32,
     ) -> Result<PendingPage, StoreError> {
-        on!(self.pending_of_partition(stream, partition, created_before, after, limit))
+        on!(self.pending_of_partition(stream, partition, after, limit))
     }
 
     /// Every part of a turn, in order, whatever became of it.
@@ -400,7 +412,8 @@ impl Store {
     /// as not sent and beginning anew.
     ///
     /// # Errors
-    /// As [`StoreError::Query`]; the call must then not be made.
+    /// As [`StoreError::Query`]; the call must then not be made, and nobody knows whether it is marked: asking again with the
+    /// same `now` tells that beginning from anybody else's.
     pub async fn begin_send(
         &self,
         delivery_id: Uuid,

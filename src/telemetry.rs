@@ -70,6 +70,20 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     line
 }
 
+/// What is wrong with a JSON text, and where: serde_json's own words quote the value at fault, which may be what a person
+/// wrote.
+#[must_use]
+pub fn json_fault(error: &serde_json::Error) -> String {
+    use serde_json::error::Category;
+    let fault = match error.classify() {
+        Category::Io => "it cannot be read",
+        Category::Syntax => "it is not JSON",
+        Category::Data => "a value is not of the expected kind",
+        Category::Eof => "it ends too early",
+    };
+    format!("{fault}, line {} column {}", error.line(), error.column())
+}
+
 /// Keeps the exporter; spans still queued are sent by [`TelemetryGuard::shutdown`].
 #[derive(Debug)]
 #[must_use = "spans of the last seconds are lost unless it is shut down"]
@@ -86,9 +100,24 @@ pub struct TelemetryGuard {
 ///
 /// `RUST_LOG` or `otlp_endpoint` is malformed, or a subscriber is already installed.
 pub fn init(config: &config::Telemetry, format: LogFormat) -> anyhow::Result<TelemetryGuard> {
-    install_crypto_provider();
     // The NATS client tells every connection's life; what matters of it is logged by whoever holds the connection.
-    let levels = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| "info,async_nats=error".to_owned());
+    install(config, format, "info,async_nats=error")
+}
+
+/// The same for a command that is over soon and whose own words are what its user wants: logs only from `warn` upward,
+/// unless `RUST_LOG` says otherwise, and no traces.
+///
+/// # Errors
+///
+/// As [`init`].
+pub fn init_quiet(config: &config::Telemetry, format: LogFormat) -> anyhow::Result<TelemetryGuard> {
+    let local = config::Telemetry { otlp_endpoint: None, ..config.clone() };
+    install(&local, format, "warn,async_nats=error")
+}
+
+fn install(config: &config::Telemetry, format: LogFormat, levels: &str) -> anyhow::Result<TelemetryGuard> {
+    install_crypto_provider();
+    let levels = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| levels.to_owned());
     let levels = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .parse(levels)

@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use self::compose::{compose, frame, new_conversation, parts, unsaved};
-use self::trace::process_span;
+use self::trace::{process_span, record_waits};
 use crate::config::Bot;
 use crate::message::{
     Channel, ConversationKey, ConversationStatus, Envelope, Event, InboundMessage, Peer, ReplyMessage, SCHEMA_VERSION,
@@ -30,7 +30,7 @@ use crate::store::{
     TurnCommit,
 };
 use crate::stream::{DeadLetter, Publisher, StreamMessage};
-use crate::telemetry::{chain, metric};
+use crate::telemetry::{chain, json_fault, metric};
 
 mod compose;
 pub mod outbox;
@@ -88,6 +88,7 @@ impl Work for Turns {
 
     async fn run(&self, task: &Task) -> Verdict<Committed> {
         let span = process_span(task);
+        record_waits(task);
         let started = std::time::Instant::now();
         let mut responder_time = Duration::ZERO;
         let verdict = async {
@@ -290,7 +291,7 @@ impl Turns {
     /// could leave first.
     async fn publish(&self, task: &Task, deliveries: &[PendingDelivery]) -> Step<()> {
         let mut pause = patience();
-        while let Err(error) = self.publisher.outbound(deliveries).await {
+        while let Err(error) = outbox::publish(&self.store, &self.publisher, deliveries).await {
             tracing::warn!(error = %chain(&error), "replies not on the stream yet, trying again");
             let sleep = tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE));
             if task.cancellation.run_until_cancelled(sleep).await.is_none() {
@@ -320,7 +321,11 @@ impl Turns {
             Err(_) => ConversationKey { channel: Channel::Web, bot: "unknown".into(), peer: Peer::Bot },
         };
         let received_at = envelope.as_ref().map_or(task.message.published_at, |envelope| envelope.received_at);
-        let turn_id = envelope.as_ref().map_or_else(Uuid::now_v7, |envelope| envelope.turn_id);
+        let turn_id = match envelope.as_ref().map(|envelope| envelope.turn_id) {
+            Some(id) if self.store.turn(id).await.map_err(|error| away(&error))?.is_none() => id,
+            // Unreadable, or the id of another message's turn, as in one put on the stream again by hand.
+            _ => Uuid::now_v7(),
+        };
         let mut commit = TurnCommit {
             state: TerminalState::DeadLettered,
             reason: Some(format!("{}: {}", failure.reason, failure.error)),
@@ -332,6 +337,10 @@ impl Turns {
             commit.deliveries = parts(&commit, conversation, Uuid::now_v7(), &ReplyMessage::text(text));
         }
         let committed = self.commit(task, commit, None).await?;
+        // The last attempt failed after its commit: the message is answered, and no dead letter.
+        if committed.state() != TerminalState::DeadLettered {
+            return Ok(committed);
+        }
         self.bury_letter(&task.message, failure.reason, &failure.error, task.attempt)
             .await
             .map_err(|error| away(&error))?;
@@ -405,7 +414,7 @@ fn decode(message: &StreamMessage) -> Step<Envelope> {
         return Err(hopeless("undecodable", "the message was written by a newer version".to_owned()));
     }
     serde_json::from_slice(&message.payload)
-        .map_err(|error| hopeless("undecodable", format!("the message is not an envelope: {error}")))
+        .map_err(|error| hopeless("undecodable", format!("the message is not an envelope: {}", json_fault(&error))))
 }
 
 /// Runs the responder within its time, and stops it when the turn must stop.
@@ -417,7 +426,12 @@ async fn ask(
     let failure = |reason, error: String, user_message| Failure { reason, error, user_message };
     let answer = tokio::time::timeout_at(context.deadline, responder.respond(context, request));
     match context.cancellation.run_until_cancelled(answer).await {
-        None | Some(Ok(Err(TurnError::Cancelled))) => Err(Verdict::Stopped),
+        None => Err(Verdict::Stopped),
+        Some(Ok(Err(TurnError::Cancelled))) if context.cancellation.is_cancelled() => Err(Verdict::Stopped),
+        // Stopped attempts do not count, so a responder that only says so would be asked for ever.
+        Some(Ok(Err(error @ TurnError::Cancelled))) => {
+            Err(Verdict::Failed { failure: failure("responder", format!("{error} by nobody"), None), after: None })
+        }
         Some(Err(_)) => Err(Verdict::Failed {
             failure: failure("timeout", "the responder did not answer within the turn's time".to_owned(), None),
             after: None,

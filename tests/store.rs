@@ -391,7 +391,8 @@ async fn deliveries_go_through_their_states(database: &Database) {
     turn.deliveries = (0..5).map(part).collect();
     committed(store.commit(&turn).await.unwrap());
     let ids = turn.deliveries.iter().map(|part| part.delivery_id).collect::<Vec<_>>();
-    let begin = async |id: Uuid| store.begin_send(id, &sender, at(1)).await.unwrap();
+    let begin_at = async |id: Uuid, seconds| store.begin_send(id, &sender, at(seconds)).await.unwrap();
+    let begin = async |id: Uuid| begin_at(id, 1).await;
     let settle = async |id: Uuid, result: SendResult| {
         store.settle_send(id, &result, at(2)).await.unwrap().map(|settled| {
             assert!(settled.covers(&id.to_string()) && !settled.covers("another"));
@@ -402,7 +403,8 @@ async fn deliveries_go_through_their_states(database: &Database) {
     let sent = || SendResult::Sent { platform_message_id: Some("tg-1".to_owned()) };
 
     assert_eq!(begin(ids[0]).await, SendStart::Begun { attempt: 1 });
-    assert_eq!(begin(ids[0]).await, SendStart::Interrupted);
+    assert_eq!(begin(ids[0]).await, SendStart::Begun { attempt: 1 }, "the same beginning, its answer lost");
+    assert_eq!(begin_at(ids[0], 2).await, SendStart::Interrupted);
     assert_eq!(settle(ids[0], SendResult::NotSent { error: error() }).await, None);
     assert_eq!(begin(ids[0]).await, SendStart::Begun { attempt: 2 });
     assert_eq!(settle(ids[0], sent()).await, Some(DeliveryStatus::Sent));
@@ -459,6 +461,7 @@ async fn what_a_crash_left_is_found_in_order(database: &Database) {
         turns.push(first_turn(owner, sequence, &format!("user{sequence}")));
     }
     turns.push(first_turn(elsewhere, 5, "dora"));
+    // Written by a process whose clock is ahead: age must not matter.
     let mut young = first_turn(owner, 40, "eve");
     young.deliveries.iter_mut().for_each(|part| part.created_at = at(500));
     turns.push(young);
@@ -470,7 +473,7 @@ async fn what_a_crash_left_is_found_in_order(database: &Database) {
 
     let (mut found, mut after) = (Vec::new(), None);
     loop {
-        let page = store.pending_of_partition(owner.stream, 2, at(400), after, 2).await.unwrap();
+        let page = store.pending_of_partition(owner.stream, 2, after, 2).await.unwrap();
         assert!(page.deliveries.len() <= 2);
         found.extend(parts(&page.deliveries));
         after = page.next;
@@ -481,13 +484,14 @@ async fn what_a_crash_left_is_found_in_order(database: &Database) {
     let mut expected = turns[1].deliveries[1..].to_vec();
     expected.extend(turns[2].deliveries.clone());
     expected.extend(turns[0].deliveries.clone());
+    expected.extend(turns[4].deliveries.clone());
     assert_eq!(found, expected);
 
     let made_again = store.stream_number("turnwise_in", "second incarnation").await.unwrap();
-    let page = store.pending_of_partition(made_again, 2, at(400), None, 100).await.unwrap();
+    let page = store.pending_of_partition(made_again, 2, None, 100).await.unwrap();
     assert_eq!(parts(&page.deliveries), expected, "those of the former stream are not forgotten");
     let outbound = database.own_outbound(2).await;
-    let page = store.pending_of_partition(outbound.stream, 2, at(400), None, 100).await.unwrap();
+    let page = store.pending_of_partition(outbound.stream, 2, None, 100).await.unwrap();
     assert!(page.deliveries.is_empty() && page.next.is_none());
 }
 
@@ -518,10 +522,16 @@ async fn an_idempotency_key_is_claimed_once(database: &Database) {
         let claimed = database.store.claim_idempotency_key(scope, "k", fingerprint, turn_id, conversation_id, at(0));
         claimed.await.unwrap()
     };
+    let find =
+        async |scope: &str, fingerprint: &str| database.store.idempotency_claim(scope, "k", fingerprint).await.unwrap();
+    assert_eq!(find("support", "body").await, None);
     let at_once = join_all((0..6).map(|_| claim("support", "body"))).await;
     assert!(matches!(at_once[0], IdempotencyClaim::Granted { .. }));
     assert!(at_once.iter().all(|claimed| *claimed == at_once[0]));
     assert_eq!(claim("support", "another body").await, IdempotencyClaim::Conflict);
+    assert_eq!(find("support", "body").await.as_ref(), Some(&at_once[0]));
+    assert_eq!(find("support", "another body").await, Some(IdempotencyClaim::Conflict));
+    assert_eq!(find("sales", "body").await, None);
     let elsewhere = claim("sales", "another body").await;
     assert!(matches!(elsewhere, IdempotencyClaim::Granted { .. }) && elsewhere != at_once[0]);
 }

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{WithConfig, on_terminal, open_inbound, print, quiet_logs};
+use super::{WithConfig, on_terminal, open_inbound, print};
 use crate::audit::{self, Report};
 use crate::config::Config;
+use crate::telemetry::{self, LogFormat};
 
 #[derive(Debug, Args)]
 pub(super) struct Audit {
@@ -22,8 +23,8 @@ pub(super) struct Audit {
 /// Lines of each kind of fault in the report for people; the JSON has more.
 const LISTED: usize = 20;
 
-pub(super) async fn run(config: &Config, options: &Audit) -> anyhow::Result<ExitCode> {
-    let guard = quiet_logs(&config.telemetry)?;
+pub(super) async fn run(config: &Config, options: &Audit, format: LogFormat) -> anyhow::Result<ExitCode> {
+    let guard = telemetry::init_quiet(&config.telemetry, format)?;
     let (backends, inbound) = open_inbound(config).await?;
     let report = audit::run(&inbound, &backends.store, progress).await;
     backends.close().await;

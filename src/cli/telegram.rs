@@ -1,13 +1,15 @@
 //! `turnwise telegram set-webhook|delete-webhook|info`: a bot's webhook at the Bot API
 //! (<https://core.telegram.org/bots/api#setwebhook>).
 //!
-//! Refuses to print or log the token: it is part of every address called here.
+//! Refuses to print or log the token: it is part of every address called here, of the webhook's own where somebody has put it
+//! there, and of whatever answers by repeating what it was asked. Invariant: what came from outside is printed only by way of
+//! [`without_token`].
 
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -16,6 +18,7 @@ use super::{WithConfig, print, say};
 use crate::config::{BotChannel, Config, TelegramBot};
 use crate::http;
 use crate::message::Timestamp;
+use crate::telemetry;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Telegram {
@@ -38,6 +41,9 @@ pub(super) struct OfBot {
 
 /// Update kinds that this version reads; an explicit list keeps the rest from being sent at all.
 const ALLOWED_UPDATES: [&str; 3] = ["message", "callback_query", "my_chat_member"];
+
+/// More than any of these methods answers with.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -66,9 +72,13 @@ pub(super) async fn run(config: &Config, command: &Telegram) -> anyhow::Result<E
     };
     match command {
         Telegram::SetWebhook(_) => {
-            let url = webhook_url(config, name)?;
+            let url = match webhook_url(config, name) {
+                Ok(url) => url,
+                Err(wrong) => return Ok(wrong_configuration(&wrong)),
+            };
             let Some(secret) = &telegram.webhook_secret else {
-                bail!("the bot \"{name}\" has no webhook_secret, without which no update would be accepted")
+                let wrong = format!("bots.{name}.webhook_secret: not set; without one no update would be accepted");
+                return Ok(wrong_configuration(&wrong));
             };
             let body = json!({
                 "url": url, "secret_token": secret.expose(), "allowed_updates": ALLOWED_UPDATES,
@@ -83,22 +93,30 @@ pub(super) async fn run(config: &Config, command: &Telegram) -> anyhow::Result<E
         }
         Telegram::Info(_) => {
             let info: Value = call(telegram, "getWebhookInfo", &json!({})).await?;
-            print(&serde_json::to_string_pretty(&info).context("cannot write JSON")?)?;
+            let text = serde_json::to_string_pretty(&info).context("cannot write JSON")?;
+            print(&without_token(telegram, &text))?;
             let expected = webhook_url(config, name).ok();
             for finding in diagnose(&info, expected.as_deref(), Timestamp::now()) {
-                say(&format!("warning: {finding}"));
+                say(&format!("warning: {}", without_token(telegram, &finding)));
             }
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn webhook_url(config: &Config, bot: &str) -> anyhow::Result<String> {
+fn wrong_configuration(wrong: &str) -> ExitCode {
+    say(&format!("error: {wrong}"));
+    ExitCode::from(2)
+}
+
+/// The address of the bot's webhook, or what the configuration lacks for there to be one.
+fn webhook_url(config: &Config, bot: &str) -> Result<String, String> {
     let Some(public) = &config.http.public_url else {
-        bail!("http.public_url is not set; Telegram needs the https address under which it reaches this server")
+        let wrong = "http.public_url: not set; Telegram needs the https address under which it reaches this server";
+        return Err(wrong.to_owned());
     };
     if !public.starts_with("https://") {
-        bail!("http.public_url must begin with https://, or Telegram will not call it");
+        return Err("http.public_url: must begin with https://, or Telegram will not call it".to_owned());
     }
     Ok(format!("{}/webhooks/telegram/{bot}", public.trim_end_matches('/')))
 }
@@ -118,19 +136,34 @@ async fn call<T: serde::de::DeserializeOwned>(bot: &TelegramBot, method: &str, b
     let response = client.post(url).timeout(TIMEOUT).json(body).send().await.map_err(reqwest::Error::without_url);
     let response = response.with_context(|| format!("cannot reach the Bot API at {}", bot.api_base))?;
     let status = response.status();
-    let answer: Envelope<T> = response
-        .json()
-        .await
-        .map_err(reqwest::Error::without_url)
-        .with_context(|| format!("the Bot API answered {status}, and not in its own form"))?;
+    let strange = || format!("the Bot API answered {status}, and not in its own form");
+    let body = bounded_body(response).await.with_context(strange)?;
+    let answer: Envelope<T> =
+        serde_json::from_slice(&body).map_err(|error| anyhow!(telemetry::json_fault(&error))).with_context(strange)?;
     match answer.result {
         Some(result) if answer.ok => Ok(result),
         _ => bail!(
             "the Bot API refused {method}: {} {}",
             answer.error_code.unwrap_or_else(|| i64::from(status.as_u16())),
-            answer.description.unwrap_or_default()
+            without_token(bot, answer.description.as_deref().unwrap_or("without a reason"))
         ),
     }
+}
+
+async fn bounded_body(mut response: reqwest::Response) -> anyhow::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(reqwest::Error::without_url)? {
+        body.extend_from_slice(&chunk);
+        ensure!(body.len() <= ANSWER_BYTES_MAX, "it is longer than {ANSWER_BYTES_MAX} bytes");
+    }
+    Ok(body)
+}
+
+/// The text without the bot's token, whole or its secret half.
+fn without_token(bot: &TelegramBot, text: &str) -> String {
+    let token = bot.token.expose();
+    let secret = token.split_once(':').map_or(token, |(_, secret)| secret);
+    text.replace(token, "[redacted]").replace(secret, "[redacted]")
 }
 
 /// What an operator should know of `getWebhookInfo`'s answer.

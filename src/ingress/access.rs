@@ -54,8 +54,7 @@ impl Ingress {
         if access.bots.is_empty() && access.caller != Caller::Operator {
             return Err(Problem::unauthorized());
         }
-        check_origin(&access, headers)?;
-        Ok(access)
+        of_origin(access, headers)
     }
 }
 
@@ -84,7 +83,7 @@ impl Access<'_> {
     }
 }
 
-fn as_web(bot: &Bot) -> Option<&WebBot> {
+pub(super) fn as_web(bot: &Bot) -> Option<&WebBot> {
     match &bot.channel {
         BotChannel::Web(web) => Some(web),
         _ => None,
@@ -105,24 +104,21 @@ fn matches_any(token: &str, keys: &[Secret]) -> bool {
     keys.iter().fold(Choice::from(0), |found, key| found | equal(token, key)).into()
 }
 
-/// A browser names the page that makes the request. Pages of this server and of the configured origins may; any other
-/// site's page, opened by a person who can reach this port, may not.
-fn check_origin(access: &Access<'_>, headers: &HeaderMap) -> Result<(), Problem> {
-    let Some(origin) = headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok()) else { return Ok(()) };
+/// A browser names the page that makes the request. A page of this server may talk to every bot of its caller, another
+/// site's page only to the bots that list its origin; a site that none of them lists, opened by a person who can reach this
+/// port, gets nothing.
+fn of_origin<'a>(mut access: Access<'a>, headers: &HeaderMap) -> Result<Access<'a>, Problem> {
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(access) };
+    // What is not text is no origin that anybody could list.
+    let origin = origin.to_str().map_err(|_| foreign_origin())?;
     let own = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let same = own.is_some_and(|host| origin.split_once("://").is_some_and(|(_, authority)| authority == host));
-    let allowed = access
-        .bots
-        .iter()
-        .filter_map(|bot| as_web(bot))
-        .any(|web| web.origins.iter().any(|allowed| allowed.trim_end_matches('/') == origin));
-    if same || allowed {
-        Ok(())
-    } else {
-        Err(Problem::new(
-            403,
-            "foreign-origin",
-            "Pages of this origin may not talk to this bot; see the bot's `origins`.",
-        ))
+    if own.is_some_and(|host| origin.split_once("://").is_some_and(|(_, authority)| authority == host)) {
+        return Ok(access);
     }
+    access.bots.retain(|bot| as_web(bot).is_some_and(|web| web.origins.iter().any(|listed| listed == origin)));
+    if access.bots.is_empty() { Err(foreign_origin()) } else { Ok(access) }
+}
+
+pub(super) fn foreign_origin() -> Problem {
+    Problem::new(403, "foreign-origin", "Pages of this origin may not talk to this bot; see the bot's `origins`.")
 }

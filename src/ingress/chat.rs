@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::access::{Access, Caller};
 use super::problem::Problem;
 use super::{Ingress, RETRY_AFTER_SECONDS, Shared, conversations, json as answer, store_problem, turns};
+use crate::channel::Verified;
 use crate::channel::web::{ChatMessage, accept};
 use crate::config::Bot;
 use crate::message::{ConversationStatus, Platform, Timestamp};
@@ -35,6 +36,9 @@ pub(super) const DEVICE_ID_CHARS_MAX: usize = 255;
 
 /// The longest `Idempotency-Key`, in characters.
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
+
+/// Room for what travels with a message on the stream: its id, schema version and trace context, with their names.
+const STREAM_HEADERS_BYTES: usize = 1_024;
 
 /// The longest and the default wait for an answer; proxies in between tend to close after 60 s.
 const WAIT_MAX: Duration = Duration::from_secs(55);
@@ -104,11 +108,42 @@ impl ChatRequest {
     }
 }
 
+impl ChatRequest {
+    fn verified(&self, turn: &Identified) -> Verified {
+        accept(ChatMessage {
+            bot: &turn.bot,
+            conversation_id: turn.conversation_id,
+            turn_id: turn.turn_id,
+            dedupe_id: format!("web:{}", turn.turn_id),
+            device_id: &self.device_id,
+            platform: self.platform,
+            message: &self.message,
+            metadata: self.metadata.clone(),
+            now: Timestamp::now(),
+        })
+    }
+}
+
 /// Which turn of which conversation a request is.
 struct Identified {
     bot: String,
     turn_id: Uuid,
     conversation_id: Uuid,
+}
+
+impl Identified {
+    fn of(bot: &Bot, claim: &IdempotencyClaim) -> Result<Self, Problem> {
+        match *claim {
+            IdempotencyClaim::Granted { turn_id, conversation_id } => {
+                Ok(Self { bot: bot.name.clone(), turn_id, conversation_id })
+            }
+            IdempotencyClaim::Conflict => Err(Problem::field(
+                422,
+                "Idempotency-Key",
+                "was used for a request with another body; a new request needs a new key.",
+            )),
+        }
+    }
 }
 
 impl Ingress {
@@ -120,7 +155,22 @@ impl Ingress {
         key: Option<&str>,
     ) -> Result<Identified, Problem> {
         let (bot, web) = access.bot(request.bot.as_deref())?;
+        self.check_size(&bot.name, request)?;
+        // A caller without a key shares no name space with other devices.
+        let scope = match access.caller {
+            Caller::Open => format!("{}/{}", bot.name, request.device_id),
+            Caller::Key | Caller::Operator => bot.name.clone(),
+        };
         let now = Timestamp::now();
+        let key = key.map(|key| format!("key {key}"));
+        // Looked up first: a key that was used for another request must not open a conversation, and a repeated request is
+        // its first turn's whatever became of the conversation since.
+        if let Some(key) = &key {
+            let earlier = self.store.idempotency_claim(&scope, key, &request.fingerprint).await;
+            if let Some(claim) = earlier.map_err(|error| store_problem(&error))? {
+                return Identified::of(bot, &claim);
+            }
+        }
         let conversation_id = match request.conversation_id {
             Some(id) => self.conversation_of(access, bot, id, &request.device_id).await?,
             None => {
@@ -140,27 +190,25 @@ impl Ingress {
             }
         };
         let turn_id = Uuid::now_v7();
-        // A caller without a key shares no name space with other devices.
-        let scope = match access.caller {
-            Caller::Open => format!("{}/{}", bot.name, request.device_id),
-            Caller::Key | Caller::Operator => bot.name.clone(),
-        };
-        let key = key.map_or_else(|| format!("turn {turn_id}"), |key| format!("key {key}"));
+        let key = key.unwrap_or_else(|| format!("turn {turn_id}"));
         let claim = self
             .store
             .claim_idempotency_key(&scope, &key, &request.fingerprint, turn_id, conversation_id, now)
             .await
             .map_err(|error| store_problem(&error))?;
-        match claim {
-            IdempotencyClaim::Granted { turn_id, conversation_id } => {
-                Ok(Identified { bot: bot.name.clone(), turn_id, conversation_id })
-            }
-            IdempotencyClaim::Conflict => Err(Problem::field(
-                422,
-                "Idempotency-Key",
-                "was used for a request with another body; a new request needs a new key.",
-            )),
+        Identified::of(bot, &claim)
+    }
+
+    /// What the stream would refuse for its size is refused before anything is written.
+    fn check_size(&self, bot: &str, request: &ChatRequest) -> Result<(), Problem> {
+        let limit = self.connection.client.server_info().max_payload;
+        let turn = Identified { bot: bot.to_owned(), turn_id: Uuid::nil(), conversation_id: Uuid::nil() };
+        let size = serde_json::to_vec(request.verified(&turn).envelope()).map_or(usize::MAX, |bytes| bytes.len());
+        // Not connected yet, it is not known; then nothing is taken anyway.
+        if limit > 0 && size.saturating_add(STREAM_HEADERS_BYTES) > limit {
+            return Err(Problem::new(413, "too-large", "The message is larger than the stream takes."));
         }
+        Ok(())
     }
 
     async fn conversation_of(
@@ -202,24 +250,13 @@ impl Ingress {
     ) -> Result<Queued, Problem> {
         // Listening begins before publishing, so that the notice cannot come in between.
         let waiting = match preference {
-            Preference::Async => None,
-            Preference::Wait { .. } => {
+            Preference { asynchronous: true, wait: None } => None,
+            _ => {
                 let subject = self.connection.names.turn_notice(turn.turn_id);
                 self.connection.client.subscribe(subject).await.ok()
             }
         };
-        let verified = accept(ChatMessage {
-            bot: &turn.bot,
-            conversation_id: turn.conversation_id,
-            turn_id: turn.turn_id,
-            dedupe_id: format!("web:{}", turn.turn_id),
-            device_id: &request.device_id,
-            platform: request.platform,
-            message: &request.message,
-            metadata: request.metadata.clone(),
-            now: Timestamp::now(),
-        });
-        let published = self.publish(&verified).await?;
+        let published = self.publish(&request.verified(&turn)).await?;
         debug_assert_eq!(published.turn_id(), turn.turn_id, "the receipt is for this message");
         let trace_id = telemetry::trace_id(&tracing::Span::current());
         Ok(Queued { turn, waiting, preference, trace_id })
@@ -236,12 +273,15 @@ struct Queued {
 
 impl Queued {
     async fn answer(mut self, ingress: &Ingress) -> Result<Response, Problem> {
-        let finished = match (self.preference, self.waiting.take()) {
-            (Preference::Wait { limit, .. }, Some(notices)) => match ingress.waiting.try_acquire() {
-                Ok(_permit) => wait(ingress, self.turn.turn_id, notices, limit).await,
+        let finished = match self.waiting.take() {
+            Some(notices) => match ingress.waiting.try_acquire() {
+                Ok(_permit) => {
+                    let limit = self.preference.wait.unwrap_or(WAIT_MAX);
+                    wait(ingress, self.turn.turn_id, notices, limit).await
+                }
                 Err(_) => None,
             },
-            _ => None,
+            None => None,
         };
         let mut response = match finished {
             Some(turn) => {
@@ -297,44 +337,49 @@ async fn wait(ingress: &Ingress, turn_id: Uuid, mut notices: Subscriber, limit: 
     }
 }
 
-/// How the caller wants its answer (RFC 7240).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Preference {
-    Wait { limit: Duration, asked: bool },
-    Async,
+/// How the caller wants its answer (RFC 7240). `respond-async, wait=N` together ask to wait for N seconds and then be
+/// answered 202 (section 4.3), which is what a wait that runs out comes to anyway.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Preference {
+    asynchronous: bool,
+    wait: Option<Duration>,
 }
 
 impl Preference {
+    /// Of a preference given twice the first counts (section 2); those of other names, and parameters, are passed over.
     fn read(headers: &HeaderMap) -> Result<Self, Problem> {
-        let mut preference = Self::Wait { limit: WAIT_MAX, asked: false };
+        let mut preference = Self::default();
         let values = headers.get_all("prefer").into_iter().filter_map(|value| value.to_str().ok());
-        for token in values.flat_map(|value| value.split(',')).map(str::trim) {
-            if token.eq_ignore_ascii_case("respond-async") {
-                return Ok(Self::Async);
-            }
-            let wait = token.split_once('=').filter(|(name, _)| name.trim().eq_ignore_ascii_case("wait"));
-            if let Some((_, seconds)) = wait {
-                let seconds: u64 = seconds.trim().trim_matches('"').parse().map_err(|_| {
+        for token in values.flat_map(|value| value.split(',')) {
+            let token = token.split(';').next().unwrap_or_default();
+            let (name, value) = token.split_once('=').unwrap_or((token, ""));
+            if name.trim().eq_ignore_ascii_case("respond-async") {
+                preference.asynchronous = true;
+            } else if name.trim().eq_ignore_ascii_case("wait") && preference.wait.is_none() {
+                let seconds: u64 = value.trim().trim_matches('"').parse().map_err(|_| {
                     Problem::field(400, "Prefer", "wait must be a whole number of seconds, such as wait=20.")
                 })?;
-                preference = Self::Wait { limit: Duration::from_secs(seconds).min(WAIT_MAX), asked: true };
+                preference.wait = Some(Duration::from_secs(seconds).min(WAIT_MAX));
             }
         }
         Ok(preference)
     }
 
     fn applied(self) -> Option<HeaderValue> {
-        match self {
-            Self::Async => Some(HeaderValue::from_static("respond-async")),
-            Self::Wait { limit, asked: true } => HeaderValue::from_str(&format!("wait={}", limit.as_secs())).ok(),
-            Self::Wait { asked: false, .. } => None,
-        }
+        let wait = self.wait.map(|wait| format!("wait={}", wait.as_secs()));
+        let asynchronous = self.asynchronous.then(|| "respond-async".to_owned());
+        let applied: Vec<String> = asynchronous.into_iter().chain(wait).collect();
+        HeaderValue::from_str(&applied.join(", ")).ok().filter(|value| !value.is_empty())
     }
 }
 
 /// The key, bare or as a quoted string of structured fields.
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let mut values = headers.get_all("idempotency-key").into_iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Problem::field(400, "Idempotency-Key", "must be given once."));
+    }
     let key = value.to_str().map(str::trim).unwrap_or_default();
     let key = key.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(key);
     if key.is_empty() || key.len() > IDEMPOTENCY_KEY_CHARS_MAX {

@@ -3,7 +3,7 @@
 //! Refuses to wait for turns: a change is one short transaction, and a running turn's commit writes over none of it.
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::Deserialize;
@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::access::{Access, Caller};
 use super::chat::{check_device_id, conversation_id, object, text};
+use super::extract::{Parameters, Segment};
 use super::problem::Problem;
 use super::{Ingress, Shared, json as answer, store_problem};
 use crate::message::Timestamp;
@@ -24,6 +25,9 @@ const PAGE_MAX: u32 = 200;
 /// The longest assignee, in characters.
 const ASSIGNEE_CHARS_MAX: usize = 255;
 
+/// The longest name shown of a field that cannot be changed.
+const FIELD_CHARS_SHOWN: usize = 64;
+
 #[derive(Debug, Deserialize)]
 pub(super) struct ListQuery {
     device_id: Option<String>,
@@ -35,14 +39,18 @@ pub(super) struct ListQuery {
 
 pub(super) async fn list(
     State(ingress): Shared,
-    Query(query): Query<ListQuery>,
+    Parameters(query): Parameters<ListQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    let _permit = ingress.admit()?;
     let access = ingress.access(&headers)?;
     if let Some(device_id) = &query.device_id {
         check_device_id(device_id)?;
     } else if access.caller == Caller::Open {
         return Err(Problem::field(422, "device_id", "must be given by a caller without a key."));
+    }
+    if let Some(assignee) = &query.assignee {
+        check_assignee(assignee)?;
     }
     let limit = limit(query.limit.as_deref())?;
     let filter = ConversationFilter {
@@ -70,10 +78,11 @@ pub(super) struct ShowQuery {
 
 pub(super) async fn show(
     State(ingress): Shared,
-    Path(id): Path<String>,
-    Query(query): Query<ShowQuery>,
+    Segment(id): Segment,
+    Parameters(query): Parameters<ShowQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    let _permit = ingress.admit()?;
     let access = ingress.access(&headers)?;
     let conversation = ingress.visible(&access, &id, query.device_id.as_deref()).await?;
     Ok(answer(200, &view(&conversation)))
@@ -89,10 +98,11 @@ pub(super) struct MessagesQuery {
 /// The newest page, oldest message first; `before` takes the `next_before` of the page seen last.
 pub(super) async fn messages(
     State(ingress): Shared,
-    Path(id): Path<String>,
-    Query(query): Query<MessagesQuery>,
+    Segment(id): Segment,
+    Parameters(query): Parameters<MessagesQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    let _permit = ingress.admit()?;
     let access = ingress.access(&headers)?;
     let limit = limit(query.limit.as_deref())?;
     let before = query
@@ -109,7 +119,7 @@ pub(super) async fn messages(
 /// A JSON merge patch (RFC 7396) of status, assignee and metadata.
 pub(super) async fn patch(
     State(ingress): Shared,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -141,21 +151,16 @@ pub(super) fn not_found() -> Problem {
 fn read_patch(bytes: &[u8]) -> Result<ConversationPatch, Problem> {
     let body = object(bytes)?;
     if let Some(unknown) = body.keys().find(|key| !matches!(key.as_str(), "status" | "assignee" | "metadata")) {
-        return Err(Problem::field(422, unknown, "cannot be changed; status, assignee and metadata can."));
+        let name: String = unknown.chars().take(FIELD_CHARS_SHOWN).collect();
+        return Err(Problem::field(422, &name, "cannot be changed; status, assignee and metadata can."));
     }
     let assignee = match body.get("assignee") {
         None => None,
         Some(Value::Null) => Some(None),
         Some(_) => Some(text(&body, "assignee")?),
     };
-    if let Some(Some(name)) = &assignee
-        && (name.trim().is_empty() || name.chars().count() > ASSIGNEE_CHARS_MAX || name.chars().any(char::is_control))
-    {
-        return Err(Problem::field(
-            422,
-            "assignee",
-            "must have 1 to 255 characters and no control characters, or be null.",
-        ));
+    if let Some(Some(name)) = &assignee {
+        check_assignee(name)?;
     }
     let metadata = match body.get("metadata") {
         None => None,
@@ -164,6 +169,14 @@ fn read_patch(bytes: &[u8]) -> Result<ConversationPatch, Problem> {
     };
     let status = text(&body, "status")?.as_deref().map(status).transpose()?;
     Ok(ConversationPatch { status, assignee, metadata })
+}
+
+fn check_assignee(name: &str) -> Result<(), Problem> {
+    if name.trim().is_empty() || name.chars().count() > ASSIGNEE_CHARS_MAX || name.chars().any(char::is_control) {
+        let detail = "must have 1 to 255 characters and no control characters; in a change it may be null.";
+        return Err(Problem::field(422, "assignee", detail));
+    }
+    Ok(())
 }
 
 fn status(word: &str) -> Result<crate::message::ConversationStatus, Problem> {

@@ -1,12 +1,13 @@
 //! `GET /v1/turns/{turn_id}`, and how a turn looks to API callers.
 
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::extract::{Parameters, Segment};
 use super::problem::Problem;
 use super::{Ingress, Shared, json as answer, store_problem};
 use crate::store::Turn;
@@ -19,10 +20,11 @@ pub(super) struct OfDevice {
 /// The turn's id is not guessable and was told only to its caller, who therefore needs no device id here.
 pub(super) async fn show(
     State(ingress): Shared,
-    Path(turn_id): Path<String>,
-    Query(query): Query<OfDevice>,
+    Segment(turn_id): Segment,
+    Parameters(query): Parameters<OfDevice>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    let _permit = ingress.admit()?;
     let access = ingress.access(&headers)?;
     let turn_id = Uuid::parse_str(&turn_id).map_err(|_| Problem::field(400, "turn_id", "must be a UUID."))?;
     let turn = ingress.store.turn(turn_id).await.map_err(|error| store_problem(&error))?;

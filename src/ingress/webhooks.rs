@@ -5,7 +5,7 @@
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
@@ -13,12 +13,12 @@ use serde::Deserialize;
 use std::sync::Arc;
 use uuid::Uuid;
 
+use super::extract::{Parameters, Segment};
 use super::problem::Problem;
-use super::{Ingress, Shared, json};
+use super::{Ingress, Shared, count, json};
 use crate::channel::{Refusal, Stamp, messenger, telegram};
 use crate::config::{Bot, BotChannel, MessengerBot};
 use crate::message::{Channel, Timestamp};
-use crate::telemetry::metric;
 
 pub(super) fn routes() -> Router<Arc<Ingress>> {
     Router::new()
@@ -28,7 +28,7 @@ pub(super) fn routes() -> Router<Arc<Ingress>> {
 
 async fn from_telegram(
     State(ingress): Shared,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -55,8 +55,8 @@ struct Challenge {
 
 async fn challenge(
     State(ingress): Shared,
-    Path(name): Path<String>,
-    Query(query): Query<Challenge>,
+    Segment(name): Segment,
+    Parameters(query): Parameters<Challenge>,
 ) -> Result<Response, Problem> {
     let (_, messenger) = messenger_bot(&ingress, &name)?;
     let answer = messenger::challenge(
@@ -73,7 +73,7 @@ async fn challenge(
 
 async fn from_messenger(
     State(ingress): Shared,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -106,7 +106,11 @@ fn stamp(new_id: &mut dyn FnMut() -> Uuid) -> Stamp<'_> {
     Stamp { now: Timestamp::now(), new_id }
 }
 
+/// The longest name shown in the log of a bot that is not there: anybody can ask for any.
+const NAME_CHARS_SHOWN: usize = 64;
+
 fn no_such_bot(name: &str, channel: Channel) -> Problem {
+    let name: String = name.chars().take(NAME_CHARS_SHOWN).collect();
     tracing::warn!(bot = name, %channel, "a webhook for a bot that is not configured");
     Problem::new(404, "not-found", format!("No {channel} bot of this name is configured."))
 }
@@ -115,11 +119,11 @@ fn refused(bot: &Bot, refusal: &Refusal) -> Problem {
     tracing::warn!(bot = bot.name, refusal = %refusal, "a webhook request was refused");
     match refusal {
         Refusal::Unauthorized => {
-            metric::ingress_message(bot.channel(), &bot.name, "unauthorized");
+            count(bot.channel(), &bot.name, "unauthorized");
             Problem::new(401, "unauthorized", "The request does not prove that the platform sent it.")
         }
         Refusal::Malformed { detail } => {
-            metric::ingress_message(bot.channel(), &bot.name, "malformed");
+            count(bot.channel(), &bot.name, "malformed");
             Problem::new(400, "malformed", detail.clone())
         }
     }

@@ -25,6 +25,7 @@ use super::{BuildError, Reply, Responder, TurnContext, TurnError, TurnRequest, w
 use crate::config::{OpenAi, ResponderConfig, Secret};
 use crate::http;
 use crate::store::StoredMessage;
+use crate::telemetry::metric;
 
 mod answer;
 mod failure;
@@ -112,6 +113,8 @@ impl OpenAiResponder {
             Ok(outcome) => outcome,
             Err(_) => Err(Failure::timeout(started.elapsed())),
         };
+        let error_type = outcome.as_ref().err().map_or("", Failure::error_type);
+        metric::model_call(&self.settings.model, error_type, started.elapsed());
         if let Err(failure) = &outcome {
             span.record("error.type", failure.error_type());
             span.record("otel.status_code", "ERROR");
@@ -145,7 +148,7 @@ impl OpenAiResponder {
             let told = error.get("code").and_then(failure::status_in).unwrap_or(500);
             return Err(self.server_error(told, Some(&parsed), after));
         }
-        describe(&parsed, &Span::current());
+        describe(&parsed, &self.settings.model, &Span::current());
         answer::read(&parsed)
     }
 
@@ -217,8 +220,8 @@ fn retry_after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
     failure::parse_retry_after(headers.get(RETRY_AFTER)?.to_str().ok()?, now)
 }
 
-/// Writes what the answer says about itself onto the span of its call.
-fn describe(answer: &Value, span: &Span) {
+/// Writes what the answer says about itself onto the span of its call, and counts its tokens.
+fn describe(answer: &Value, model: &str, span: &Span) {
     for (field, name) in [("model", "gen_ai.response.model"), ("id", "gen_ai.response.id")] {
         if let Some(text) = answer.get(field).and_then(Value::as_str) {
             span.record(name, text);
@@ -228,12 +231,13 @@ fn describe(answer: &Value, span: &Span) {
         span.record("gen_ai.response.finish_reasons", reason);
     }
     let used = [
-        ("/usage/prompt_tokens", "gen_ai.usage.input_tokens"),
-        ("/usage/completion_tokens", "gen_ai.usage.output_tokens"),
+        ("/usage/prompt_tokens", "gen_ai.usage.input_tokens", "input"),
+        ("/usage/completion_tokens", "gen_ai.usage.output_tokens", "output"),
     ];
-    for (pointer, name) in used {
+    for (pointer, name, token_type) in used {
         if let Some(tokens) = answer.pointer(pointer).and_then(Value::as_u64) {
             span.record(name, tokens);
+            metric::model_tokens(model, token_type, tokens);
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Invariant: nothing here waits for anything but the next event; whatever takes time is a task that ends in one.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use backoff::ExponentialBackoff;
@@ -40,6 +40,10 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
 /// After the grace, tasks get this long to notice their cancellation before they are left behind.
 const ABORT_AFTER: Duration = Duration::from_secs(2);
 
+/// The longest pause before an attempt, whatever a platform or a responder asks for: a lane must not stand still for ever,
+/// and asking once an hour harms nobody.
+const MAX_PAUSE: Duration = Duration::from_secs(60 * 60);
+
 /// What can happen.
 pub(super) enum Event<R> {
     Delivered {
@@ -51,6 +55,7 @@ pub(super) enum Event<R> {
         key: LaneKey,
         slot: Slot,
         verdict: Verdict<R>,
+        traceparent: Arc<OnceLock<String>>,
     },
     Refilled {
         partition: u16,
@@ -72,7 +77,14 @@ struct Held {
     message: Arc<StreamMessage>,
     /// What acknowledges it; `None` for one that was parked, and acknowledged then.
     delivery: Option<Delivery>,
+    lane_position: usize,
     last_sign_of_life: Instant,
+}
+
+impl Held {
+    fn new(message: Arc<StreamMessage>, delivery: Option<Delivery>, lane_position: usize) -> Self {
+        Self { message, delivery, lane_position, last_sign_of_life: Instant::now() }
+    }
 }
 
 pub(super) struct Engine<W: Work> {
@@ -159,7 +171,7 @@ impl<W: Work> Engine<W> {
     fn handle(&mut self, event: Event<W::Receipt>) -> Result<(), SchedulerError> {
         match event {
             Event::Delivered { partition, epoch, batch } => self.deliver_all(partition, epoch, batch),
-            Event::Finished { key, slot, verdict } => self.finish(&key, slot, verdict),
+            Event::Finished { key, slot, verdict, traceparent } => self.finish(&key, slot, verdict, traceparent),
             Event::Refilled { partition, epoch, key, refilled } => self.refilled(partition, epoch, &key, refilled),
             Event::CheckpointsSaved(checkpoints) => {
                 self.saving = false;
@@ -278,12 +290,11 @@ impl<W: Work> Engine<W> {
         match (partition.progress.arrive(slot.sequence), receipt) {
             (Arrival::Fresh, Some(receipt)) => {
                 partition.progress.finish(slot.sequence);
-                self.acknowledge(delivery, receipt);
+                self.acknowledge(delivery, receipt, Arc::default());
             }
             (Arrival::Fresh, None) => match self.lanes.admit(&message.lane, slot) {
-                Admission::Waiting => {
-                    self.held
-                        .insert(slot, Held { message, delivery: Some(delivery), last_sign_of_life: Instant::now() });
+                Admission::Waiting { before } => {
+                    self.held.insert(slot, Held::new(message, Some(delivery), before));
                 }
                 Admission::Parked { opens } => {
                     if opens {
@@ -299,7 +310,7 @@ impl<W: Work> Engine<W> {
                     held.delivery = Some(delivery);
                 }
             }
-            (Arrival::Past, Some(receipt)) => self.acknowledge(delivery, receipt),
+            (Arrival::Past, Some(receipt)) => self.acknowledge(delivery, receipt, Arc::default()),
             (Arrival::Past, None) => {
                 if self.lanes.is_parked(&message.lane, slot.sequence) {
                     self.set_aside(delivery);
@@ -320,18 +331,21 @@ impl<W: Work> Engine<W> {
                 ownership: partition.shared.ownership,
                 attempt: number,
                 started_at: Timestamp::now(),
+                lane_position: held.lane_position,
                 cancellation: partition.cancellation.child_token(),
+                traceparent: Arc::default(),
             };
             let (work, events, max_attempts) = (Arc::clone(&self.work), self.events.clone(), self.limits.max_attempts);
             self.tasks.spawn(async move {
                 let verdict = Box::pin(attempt(work.as_ref(), &task, max_attempts)).await;
                 // The loop is gone only when the process is stopping; the message comes again then.
-                let _ = events.send(Event::Finished { key, slot, verdict }).await;
+                let traceparent = task.traceparent;
+                let _ = events.send(Event::Finished { key, slot, verdict, traceparent }).await;
             });
         }
     }
 
-    fn finish(&mut self, key: &LaneKey, slot: Slot, verdict: Verdict<W::Receipt>) {
+    fn finish(&mut self, key: &LaneKey, slot: Slot, verdict: Verdict<W::Receipt>, traceparent: Arc<OnceLock<String>>) {
         let Some(partition) = self.partitions.get_mut(slot.partition) else { return };
         partition.running -= 1;
         let leaving = partition.leaving.is_some();
@@ -342,7 +356,7 @@ impl<W: Work> Engine<W> {
                 self.lanes.done(key);
                 self.backoffs.remove(key);
                 if let Some(delivery) = self.held.remove(&slot).and_then(|held| held.delivery) {
-                    self.acknowledge(delivery, receipt);
+                    self.acknowledge(delivery, receipt, traceparent);
                 }
                 self.refill(key);
             }
@@ -400,8 +414,7 @@ impl<W: Work> Engine<W> {
         for message in refilled.messages {
             partition.progress.reopen(message.sequence);
             let slot = Slot { partition: number, sequence: message.sequence };
-            let held = Held { message: Arc::new(message), delivery: None, last_sign_of_life: Instant::now() };
-            self.held.insert(slot, held);
+            self.held.insert(slot, Held::new(Arc::new(message), None, self.limits.lane_backlog));
         }
         if let Some(moved) = self.lanes.refilled(key, &sequences, refilled.next) {
             partition.progress.let_go(moved.from);
@@ -421,13 +434,13 @@ impl<W: Work> Engine<W> {
 
     fn pause(&mut self, key: &LaneKey, counts: bool, pause: Duration) {
         self.lanes.failed(key, counts);
-        self.pauses.insert(Arc::clone(key), pause);
+        self.pauses.insert(Arc::clone(key), pause.min(MAX_PAUSE));
     }
 
     // Acknowledgements are not awaited: the connection may be away, and the loop must go on.
 
-    fn acknowledge(&self, delivery: Delivery, receipt: W::Receipt) {
-        self.tasks.spawn(async move { delivery.ack(&receipt).await });
+    fn acknowledge(&self, delivery: Delivery, receipt: W::Receipt, traceparent: Arc<OnceLock<String>>) {
+        self.tasks.spawn(async move { delivery.ack(&receipt, traceparent.get().map(String::as_str)).await });
     }
 
     fn set_aside(&self, delivery: Delivery) {

@@ -11,7 +11,7 @@ use super::engine::Event;
 use super::partitions::Shared;
 use super::{SchedulerError, Work};
 use crate::store::{Receipt as _, Store};
-use crate::stream::{Delivery, Source, SourceError, StreamHandle, StreamMessage};
+use crate::stream::{self, Delivery, Source, SourceError, StreamHandle, StreamMessage, consumer_name};
 use crate::telemetry::{chain, metric};
 
 pub(super) struct Feeder<W: Work> {
@@ -28,10 +28,12 @@ impl<W: Work> Feeder<W> {
         let ownership = self.partition.ownership;
         let mut generation = 0;
         loop {
-            let (mut source, recovering_until) = match self.open(generation).await {
-                Ok(opened) => opened,
-                Err(broken) => return self.report(Event::Broken(broken)).await,
+            let mut source = match self.open(generation).await {
+                Ok(source) => source,
+                Err(event) => return self.report(event).await,
             };
+            // Messages up to here may have been finished by an earlier owner, or by us before the consumer was made again.
+            let recovering_until = source.last_sequence_before();
             let lost = loop {
                 match source.next().await {
                     Ok(deliveries) => self.feed(deliveries, recovering_until).await,
@@ -44,35 +46,41 @@ impl<W: Work> Feeder<W> {
             );
             metric::redelivery(lost.as_str());
             if !self.still_owner().await {
-                let (partition, epoch) = (ownership.partition, ownership.epoch);
-                return self.report(Event::Lost { partition, epoch }).await;
+                return self.report(self.lost()).await;
             }
             generation += 1;
         }
     }
 
-    /// The consumer, and the last message that may have been finished already: by an earlier owner, or by us before the
-    /// consumer was made again.
-    async fn open(&self, generation: u32) -> Result<(Source, u64), SchedulerError> {
+    fn lost(&self) -> Event<W::Receipt> {
+        Event::Lost { partition: self.partition.ownership.partition, epoch: self.partition.ownership.epoch }
+    }
+
+    /// A consumer that is ours: the ownership is looked at after it was made, because a new owner removes only what was
+    /// there when it took over.
+    async fn open(&self, generation: u32) -> Result<Source, Event<W::Receipt>> {
+        let ownership = self.partition.ownership;
         let mut pause = patience();
-        loop {
-            let opened = async {
-                let recovering_until = self.handle.info().await.map_err(SourceError::Create)?.state.last_sequence;
-                let after = self.partition.watermark();
-                let source = Source::open(&self.handle, self.partition.ownership, generation, after).await?;
-                Ok((source, recovering_until))
-            };
-            match opened.await {
-                Ok(opened) => return Ok(opened),
+        let source = loop {
+            match Source::open(&self.handle, ownership, generation, self.partition.watermark()).await {
+                Ok(source) => break source,
                 Err(error @ SourceError::OtherIncarnation(_)) => {
-                    return Err(SchedulerError::StreamReplaced(error.to_string()));
+                    return Err(Event::Broken(SchedulerError::StreamReplaced(error.to_string())));
                 }
                 Err(error) => {
                     tracing::warn!(error = %chain(&error), "no consumer yet, will be tried again");
                     tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE)).await;
                 }
             }
+        };
+        if self.still_owner().await {
+            return Ok(source);
         }
+        let name = consumer_name(ownership.partition, ownership.epoch, generation);
+        if let Err(error) = stream::remove_consumer(&self.handle, &name).await {
+            tracing::warn!(error = %chain(&error), "a consumer is left to the next owner to remove");
+        }
+        Err(self.lost())
     }
 
     async fn feed(&self, deliveries: Vec<Delivery>, recovering_until: u64) {

@@ -21,8 +21,8 @@ pub struct Slot {
 /// Where an admitted message went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// Into memory.
-    Waiting,
+    /// Into memory, behind so many others of its lane.
+    Waiting { before: usize },
     /// Left in the stream. `opens` when it is the first one: from then on the lane's place in the stream must be held.
     Parked { opens: bool },
 }
@@ -112,7 +112,7 @@ impl Lanes {
             let lane = Lane { partition: slot.partition, waiting, parked: None, state: State::Ready, attempt: 1 };
             self.lanes.insert(Arc::clone(key), lane);
             self.ready.push_back(Arc::clone(key));
-            return Admission::Waiting;
+            return Admission::Waiting { before: 0 };
         };
         debug_assert!(lane.waiting.back().is_none_or(|last| *last < slot.sequence), "admitted in order");
         match &mut lane.parked {
@@ -127,7 +127,7 @@ impl Lanes {
             }
             None => {
                 lane.waiting.push_back(slot.sequence);
-                Admission::Waiting
+                Admission::Waiting { before: lane.waiting.len() - 1 }
             }
         }
     }
@@ -143,7 +143,6 @@ impl Lanes {
     pub fn start(&mut self) -> Option<Start> {
         while self.running < self.max_running {
             let key = self.ready.pop_front()?;
-            // A lane dropped with its partition leaves its place in the queue behind.
             let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.state == State::Ready) else { continue };
             let Some(&sequence) = lane.waiting.front() else { continue };
             lane.state = State::Running;
@@ -245,6 +244,7 @@ impl Lanes {
             }
             keep
         });
+        self.ready.retain(|key| self.lanes.contains_key(key));
         dropped
     }
 

@@ -267,7 +267,7 @@ fn moment(row: &impl Columns, column: &'static str) -> Result<Timestamp, StoreEr
     present(column, row.moment_or_null(column))
 }
 
-fn optional_moment(row: &impl Columns, column: &'static str) -> Result<Option<Timestamp>, StoreError> {
+pub(super) fn optional_moment(row: &impl Columns, column: &'static str) -> Result<Option<Timestamp>, StoreError> {
     row.moment_or_null(column).map_err(|_| unreadable(column))
 }
 

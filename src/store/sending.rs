@@ -5,11 +5,20 @@
 use uuid::Uuid;
 
 use super::{SendResult, SendStart, Settled};
-use crate::message::DeliveryStatus;
+use crate::message::{DeliveryStatus, Timestamp};
 
-/// What beginning a send finds in a delivery of this status after `attempts` earlier ones. `Begun` is yet to be written.
-pub(super) fn begin(delivery_id: Uuid, status: DeliveryStatus, attempts: u32) -> SendStart {
+/// What beginning a send finds in a delivery of this status after `attempts` earlier ones, the last of them begun at
+/// `tried_at`. `Begun` is yet to be written.
+pub(super) fn begin(
+    delivery_id: Uuid,
+    status: DeliveryStatus,
+    attempts: u32,
+    tried_at: Option<Timestamp>,
+    now: Timestamp,
+) -> SendStart {
     match status {
+        // The same beginning, asked for again because its answer got lost: no call was made.
+        DeliveryStatus::Sending if tried_at == Some(now) => SendStart::Begun { attempt: attempts },
         DeliveryStatus::Pending => SendStart::Begun { attempt: attempts.saturating_add(1) },
         DeliveryStatus::Sending => SendStart::Interrupted,
         DeliveryStatus::Sent | DeliveryStatus::Failed | DeliveryStatus::Uncertain => {

@@ -101,8 +101,8 @@ impl Delivery {
     }
 
     /// Acknowledges the message: the only way, and only with proof that its work is durable. A lost acknowledgement costs
-    /// a redelivery, nothing else.
-    pub async fn ack(self, receipt: &(impl Receipt + Sync)) {
+    /// a redelivery, nothing else. `traceparent` is the context of the work that it ends; without one it is the message's.
+    pub async fn ack(self, receipt: &(impl Receipt + Sync), traceparent: Option<&str>) {
         if !receipt.covers(&self.message.message_id) {
             tracing::error!(
                 sequence = self.message.sequence,
@@ -117,7 +117,7 @@ impl Delivery {
             otel.kind = "client",
             turnwise.stream.sequence = self.message.sequence,
         );
-        telemetry::set_parent(&span, self.message.traceparent.as_deref());
+        telemetry::set_parent(&span, traceparent.or(self.message.traceparent.as_deref()));
         if let Err(error) = self.client.publish(self.reply, Bytes::from_static(b"+ACK")).instrument(span).await {
             tracing::debug!(error = %error, sequence = self.message.sequence, "acknowledgement not sent");
         }
@@ -188,6 +188,7 @@ pub struct Source {
     subscriber: Subscriber,
     inbox: Subject,
     interruptions: watch::Receiver<u64>,
+    last_sequence_before: u64,
     /// The consumer's sequence of the last message taken.
     last_consumer_sequence: u64,
     /// Messages asked for and not yet come.
@@ -211,11 +212,14 @@ impl Source {
         if super::incarnation(&info) != handle.incarnation {
             return Err(SourceError::OtherIncarnation(handle.name.clone()));
         }
-        if let Some(before) = generation.checked_sub(1) {
-            let name = consumer_name(ownership.partition, ownership.epoch, before);
-            super::remove_consumer(handle, &name).await.map_err(SourceError::Create)?;
-        }
         let name = consumer_name(ownership.partition, ownership.epoch, generation);
+        // This one may be there already, when the answer to its creation got lost. It would not start at `after`, and the
+        // server refuses to change where a consumer starts.
+        let before =
+            generation.checked_sub(1).map(|before| consumer_name(ownership.partition, ownership.epoch, before));
+        for name in before.iter().chain([&name]) {
+            super::remove_consumer(handle, name).await.map_err(SourceError::Create)?;
+        }
         let config = consumer_config(handle, &name, ownership.partition, after);
         let consumer = handle
             .connection
@@ -223,6 +227,12 @@ impl Source {
             .create_consumer_on_stream(config, &handle.name)
             .await
             .map_err(|error| SourceError::Create(refused(format!("create the consumer {name}"), error)))?;
+        // Looked at again: between the first look and the consumer's creation the stream may have been replaced.
+        let info = handle.info().await.map_err(SourceError::Create)?;
+        if super::incarnation(&info) != handle.incarnation {
+            super::remove_consumer(handle, &name).await.map_err(SourceError::Create)?;
+            return Err(SourceError::OtherIncarnation(handle.name.clone()));
+        }
         let client = &handle.connection.client;
         let inbox = Subject::from(client.new_inbox());
         let subscriber = client
@@ -236,9 +246,17 @@ impl Source {
             subscriber,
             inbox,
             interruptions,
+            last_sequence_before: info.state.last_sequence,
             last_consumer_sequence: 0,
             outstanding: 0,
         })
+    }
+
+    /// The last message that was on the stream when the consumer was made: up to it, somebody may have finished messages
+    /// before.
+    #[must_use]
+    pub const fn last_sequence_before(&self) -> u64 {
+        self.last_sequence_before
     }
 
     /// The next messages: at least one, and what has arrived with it. Safe to drop while waiting.

@@ -4,7 +4,6 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
-use futures_util::future::join_all;
 use uuid::Uuid;
 
 use super::{Connection, Lane, SCHEMA_HEADER, StreamMessage, TRACEPARENT_HEADER};
@@ -89,27 +88,22 @@ impl Publisher {
         Ok(Published { turn_id: envelope.turn_id, sequence, duplicate })
     }
 
-    /// Puts committed deliveries on the outbound stream, in their order. Publishing one twice is harmless: the stream
-    /// dedupes by the delivery's id, and the sender looks at its row.
+    /// Puts a committed delivery on the outbound stream. Publishing one twice is harmless: the stream dedupes by the
+    /// delivery's id, and the sender looks at its row. The next one of the same chat may be published only after this: of
+    /// two on their way at once the first can be lost alone.
     ///
     /// # Errors
-    /// When JetStream did not confirm each of them; some may lie on the stream.
-    pub async fn outbound(&self, deliveries: &[PendingDelivery]) -> Result<(), PublishError> {
-        let mut acknowledgements = Vec::with_capacity(deliveries.len());
-        for delivery in deliveries {
-            let part = delivery.part();
-            let payload = serde_json::to_vec(part).map_err(PublishError::Encode)?;
-            let subject = self.subject(Lane::Outbound, &part.key);
-            let headers = headers(&part.delivery_id.to_string(), delivery.traceparent());
-            acknowledgements.push(self.send(subject, headers, payload.into()).await?);
-        }
-        for acknowledged in join_all(acknowledgements.into_iter().map(IntoFuture::into_future)).await {
-            acknowledged.map_err(refused)?;
-        }
-        Ok(())
+    /// When JetStream did not confirm it; it may lie on the stream.
+    pub async fn outbound(&self, delivery: &PendingDelivery) -> Result<(), PublishError> {
+        let part = delivery.part();
+        let payload = serde_json::to_vec(part).map_err(PublishError::Encode)?;
+        let subject = self.subject(Lane::Outbound, &part.key);
+        let headers = headers(&part.delivery_id.to_string(), delivery.traceparent());
+        self.publish(subject, headers, payload.into()).await.map(|_| ())
     }
 
-    /// Puts a message on the dead-letter stream, its body as it came.
+    /// Puts a message on the dead-letter stream, its body as it came; without its body where the reason makes it larger
+    /// than a message may be, for then the body can still be read on the inbound stream at `Turnwise-Sequence`.
     ///
     /// # Errors
     /// When JetStream did not confirm it.
@@ -125,7 +119,11 @@ impl Publisher {
         headers.insert("Turnwise-Error", one_line(letter.error).as_str());
         headers.insert("Turnwise-Attempts", letter.attempts.to_string().as_str());
         headers.insert("Turnwise-Sequence", letter.message.sequence.to_string().as_str());
-        self.publish(subject, headers, letter.message.payload.clone()).await.map(|_| ())
+        match self.publish(subject.clone(), headers.clone(), letter.message.payload.clone()).await {
+            Err(PublishError::TooLarge) => self.publish(subject, headers, Bytes::new()).await,
+            published => published,
+        }
+        .map(|_| ())
     }
 
     /// Tells whoever waits for a turn, over core NATS, that its outcome can be read. Nobody has to hear it.
@@ -136,23 +134,21 @@ impl Publisher {
         }
     }
 
+    /// The partition that the conversation's messages lie in.
+    #[must_use]
+    pub fn partition(&self, key: &ConversationKey) -> u16 {
+        key.partition(self.partitions)
+    }
+
     fn subject(&self, lane: Lane, key: &ConversationKey) -> String {
-        self.connection.names.subject(lane, key.partition(self.partitions), key)
+        self.connection.names.subject(lane, self.partition(key), key)
     }
 
     async fn publish(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<(u64, bool), PublishError> {
-        let acknowledgement = self.send(subject, headers, payload).await?.await.map_err(refused)?;
-        Ok((acknowledgement.sequence, acknowledgement.duplicate))
-    }
-
-    async fn send(
-        &self,
-        subject: String,
-        headers: HeaderMap,
-        payload: Bytes,
-    ) -> Result<async_nats::jetstream::context::PublishAckFuture, PublishError> {
         let message = PublishMessage::build().headers(headers).payload(payload);
-        self.connection.jetstream.send_publish(subject, message).await.map_err(refused)
+        let acknowledgement = self.connection.jetstream.send_publish(subject, message).await.map_err(refused)?;
+        let acknowledgement = acknowledgement.await.map_err(refused)?;
+        Ok((acknowledgement.sequence, acknowledgement.duplicate))
     }
 }
 

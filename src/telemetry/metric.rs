@@ -27,11 +27,17 @@ pub const END_TO_END: &str = "turnwise_end_to_end_seconds";
 pub const COMMIT_DURATION: &str = "turnwise_commit_duration_seconds";
 pub const COMMITS_FENCED: &str = "turnwise_commits_fenced_total";
 pub const DEAD_LETTERS: &str = "turnwise_dead_letters_total";
+pub const MODEL_CALL_DURATION: &str = "gen_ai_client_operation_duration_seconds";
+pub const MODEL_TOKENS: &str = "gen_ai_client_token_usage";
 pub const EGRESS_ATTEMPTS: &str = "turnwise_egress_attempts_total";
 
 /// 10 ms doubling to 81.92 s: a turn is a model call, and a model call takes seconds.
 const DURATION_BUCKETS_SECONDS: [f64; 14] =
     [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+
+/// 1 quadrupling to 4,194,304 tokens, as the GenAI conventions advise for `gen_ai.client.token.usage`.
+const TOKEN_BUCKETS: [f64; 12] =
+    [1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0];
 
 /// 0.5 ms doubling to 8.192 s, for what is our own doing.
 const OVERHEAD_BUCKETS_SECONDS: [f64; 15] =
@@ -134,6 +140,17 @@ pub fn commit(duration: Duration, fenced: bool) {
     counter!(COMMITS_FENCED).increment(u64::from(fenced));
 }
 
+/// A call to a model ended. `model` is the configured one; `error_type` a word of a closed set, empty when it succeeded.
+pub fn model_call(model: &str, error_type: &'static str, duration: Duration) {
+    histogram!(MODEL_CALL_DURATION, "model" => model.to_owned(), "error_type" => error_type).record(duration);
+}
+
+/// Tokens that one call used, as the model's server counted them; `token_type` is `input` or `output`.
+#[expect(clippy::cast_precision_loss, reason = "a call of 2^53 tokens is out of reach")]
+pub fn model_tokens(model: &str, token_type: &'static str, tokens: u64) {
+    histogram!(MODEL_TOKENS, "model" => model.to_owned(), "token_type" => token_type).record(tokens as f64);
+}
+
 /// A message was given up.
 pub fn dead_letter(reason: &'static str) {
     counter!(DEAD_LETTERS, "reason" => reason).increment(1);
@@ -158,6 +175,7 @@ fn install_recorder() -> anyhow::Result<PrometheusHandle> {
         .set_buckets(&DURATION_BUCKETS_SECONDS)?
         .set_buckets_for_metric(fine(OVERHEAD), &OVERHEAD_BUCKETS_SECONDS)?
         .set_buckets_for_metric(fine(COMMIT_DURATION), &OVERHEAD_BUCKETS_SECONDS)?
+        .set_buckets_for_metric(fine(MODEL_TOKENS), &TOKEN_BUCKETS)?
         .build_recorder();
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder)
@@ -179,6 +197,8 @@ pub fn describe_metrics() {
     for (name, help) in HISTOGRAMS {
         metrics::describe_histogram!(*name, Unit::Seconds, *help);
     }
+    let (name, help) = TOKENS_HISTOGRAM;
+    metrics::describe_histogram!(name, Unit::Count, help);
 }
 
 /// An alert on a series that is absent until the first failure never sees the first failure.
@@ -209,7 +229,10 @@ const HISTOGRAMS: &[(&str, &str)] = &[
     (OVERHEAD, "Seconds of a turn that were not spent in the responder."),
     (END_TO_END, "Seconds from receipt of a message to the platform's confirmation of the reply."),
     (COMMIT_DURATION, "Seconds that the transaction of a turn took."),
+    (MODEL_CALL_DURATION, "Seconds of a call to a model server, by error; without one it succeeded."),
 ];
+
+const TOKENS_HISTOGRAM: (&str, &str) = (MODEL_TOKENS, "Tokens that a call to a model used, input and output apart.");
 
 #[cfg(test)]
 mod tests {
@@ -229,12 +252,15 @@ mod tests {
         turn_finished("support", "answered", Duration::from_secs(2), Duration::from_millis(1_999));
         end_to_end(Channel::Web, moment);
         commit(moment, true);
+        model_call("llama3", "", Duration::from_secs(2));
+        model_call("llama3", "timeout", Duration::from_secs(60));
+        model_tokens("llama3", "input", 700);
         dead_letter("attempts");
         egress_attempt(Channel::Messenger, Some(429));
         egress_attempt(Channel::Messenger, None);
 
         let page = metrics.render();
-        for (name, help) in COUNTERS.iter().chain(GAUGES).chain(HISTOGRAMS) {
+        for (name, help) in COUNTERS.iter().chain(GAUGES).chain(HISTOGRAMS).chain([&TOKENS_HISTOGRAM]) {
             assert!(page.contains(&format!("# HELP {name} {help}\n")), "{name} has no help text:\n{page}");
         }
         let check = |line: &str| assert!(page.lines().any(|found| found == line), "no {line} in:\n{page}");
@@ -248,6 +274,9 @@ mod tests {
         check(r#"turnwise_overhead_seconds_bucket{le="0.001"} 1"#);
         check(r#"turnwise_commit_duration_seconds_bucket{le="0.004"} 1"#);
         check("turnwise_commits_fenced_total 1");
+        check(r#"gen_ai_client_operation_duration_seconds_count{model="llama3",error_type="timeout"} 1"#);
+        check(r#"gen_ai_client_token_usage_bucket{model="llama3",token_type="input",le="256"} 0"#);
+        check(r#"gen_ai_client_token_usage_bucket{model="llama3",token_type="input",le="1024"} 1"#);
         check(r#"turnwise_dead_letters_total{reason="attempts"} 1"#);
         check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="4xx"} 1"#);
         check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="none"} 1"#);

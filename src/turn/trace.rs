@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use crate::message::Timestamp;
 use crate::scheduler::Task;
-use crate::stream::StreamMessage;
-use crate::telemetry::{self, metric};
+use crate::telemetry::{self, KeyValue, metric};
 
 /// The span of one attempt, child of the message's publication and linked to it.
 pub(super) fn process_span(task: &Task) -> tracing::Span {
@@ -26,18 +24,25 @@ pub(super) fn process_span(task: &Task) -> tracing::Span {
     if let Some(parent) = message.traceparent.as_deref() {
         telemetry::link(&span, parent);
     }
-    if task.attempt == 1 {
-        record_waits(message, task.started_at);
+    if let Some(context) = telemetry::current_traceparent(&span) {
+        // A message that is given up has a second span in its last attempt; the acknowledgement belongs to the first.
+        let _ = task.traceparent.set(context);
     }
     span
 }
 
-/// The waits that lie in the past when a turn starts, once per message.
-fn record_waits(message: &StreamMessage, started_at: Timestamp) {
+/// The waits that lie in the past when a turn starts. Not for giving up, which is the end of an attempt that recorded them.
+pub(super) fn record_waits(task: &Task) {
+    if task.attempt > 1 {
+        return;
+    }
+    let (message, started_at) = (&task.message, task.started_at);
     metric::stream_wait(Duration::from_micros(message.delivered_at.micros_since(message.published_at)));
     metric::lane_wait(Duration::from_micros(started_at.micros_since(message.delivered_at)));
     let Some(parent) = message.traceparent.as_deref() else { return };
-    let wait = |name, start, end| telemetry::Wait { name, parent, start, end, link: None, attributes: Vec::new() };
-    telemetry::record_wait(&wait(telemetry::span::STREAM_WAIT, message.published_at, message.delivered_at));
-    telemetry::record_wait(&wait(telemetry::span::LANE_WAIT, message.delivered_at, started_at));
+    let wait = |name, start, end, attributes| telemetry::Wait { name, parent, start, end, link: None, attributes };
+    let position = i64::try_from(task.lane_position).unwrap_or(i64::MAX);
+    let position = vec![KeyValue::new("turnwise.lane.position", position)];
+    telemetry::record_wait(&wait(telemetry::span::STREAM_WAIT, message.published_at, message.delivered_at, Vec::new()));
+    telemetry::record_wait(&wait(telemetry::span::LANE_WAIT, message.delivered_at, started_at, position));
 }

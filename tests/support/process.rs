@@ -16,14 +16,14 @@ use tokio::process::{Child, Command};
 use super::nats::NatsServer;
 use super::{PATIENCE, eventually, free_port, http_client, messenger, responder, telegram};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_turnwise");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_turnwise");
 
 pub(crate) const NAMESPACE: &str = "turnwise";
 pub(crate) const CONSOLE_TOKEN: &str = "stand-in-console-token";
 pub(crate) const WEB_KEY: &str = "stand-in-web-key";
 
 /// The secrets that a configuration of these tests may name by `{ env = "..." }`.
-const ENVIRONMENT: &[(&str, &str)] = &[
+pub(crate) const ENVIRONMENT: &[(&str, &str)] = &[
     ("TEST_TELEGRAM_TOKEN", telegram::TOKEN),
     ("TEST_TELEGRAM_SECRET", telegram::SECRET),
     ("TEST_APP_SECRET", messenger::APP_SECRET),
@@ -34,6 +34,11 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("TEST_MODEL_KEY", responder::API_KEY),
 ];
 
+/// One of these secrets, as a configuration read by the tests themselves asks for it.
+pub(crate) fn environment(name: &str) -> Option<String> {
+    ENVIRONMENT.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+}
+
 /// A `turnwise.toml` in the making: table, key, and the value as TOML writes it. Setting a key again replaces it.
 #[derive(Debug, Clone)]
 pub(crate) struct Configuration {
@@ -42,6 +47,11 @@ pub(crate) struct Configuration {
 }
 
 impl Configuration {
+    /// Nothing yet.
+    pub(crate) fn empty() -> Self {
+        Self { port: 0, tables: BTreeMap::new() }
+    }
+
     /// What every test needs: a free port, this NATS, this database, a console token.
     pub(crate) fn new(nats: &NatsServer, database_url: &str) -> Self {
         let port = free_port();
@@ -60,6 +70,11 @@ impl Configuration {
     pub(crate) fn set(&mut self, table: &str, key: &str, value: &str) -> &mut Self {
         self.tables.entry(table.to_owned()).or_default().insert(key.to_owned(), value.to_owned());
         self
+    }
+
+    /// A value as it was set; panics when it was not.
+    pub(crate) fn get(&self, table: &str, key: &str) -> &str {
+        &self.tables[table][key]
     }
 
     /// The same deployment for a second process, which listens on a port of its own.
@@ -181,8 +196,12 @@ impl Turnwise {
 
     /// SIGTERM, without waiting for anything.
     pub(crate) async fn ask_to_stop(&self) {
+        self.signal("TERM").await;
+    }
+
+    pub(crate) async fn signal(&self, name: &str) {
         let id = self.child.as_ref().and_then(Child::id).expect("turnwise runs");
-        let kill = Command::new("sh").arg("-c").arg(format!("kill -TERM {id}")).status().await.unwrap();
+        let kill = Command::new("sh").arg("-c").arg(format!("kill -{name} {id}")).status().await.unwrap();
         assert!(kill.success(), "kill ended with {kill}");
     }
 
@@ -190,7 +209,7 @@ impl Turnwise {
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("turnwise runs");
         let ended = tokio::time::timeout(PATIENCE, child.wait()).await;
-        ended.expect("turnwise ends after SIGTERM").unwrap()
+        ended.expect("turnwise ends").unwrap()
     }
 
     /// SIGTERM; the process must end with exit code 0.
@@ -219,15 +238,20 @@ impl Turnwise {
         self.configuration.url(path)
     }
 
-    fn command(&self, subcommand: &str) -> Command {
+    pub(crate) const fn configuration(&self) -> &Configuration {
+        &self.configuration
+    }
+
+    pub(crate) fn command(&self, subcommand: &str) -> Command {
         command(subcommand, &self.configuration_file())
     }
 
-    fn configuration_file(&self) -> PathBuf {
+    pub(crate) fn configuration_file(&self) -> PathBuf {
         self.directory.path().join("turnwise.toml")
     }
 
-    fn log(&self) -> PathBuf {
+    /// Everything it said on standard error.
+    pub(crate) fn log(&self) -> PathBuf {
         self.directory.path().join("turnwise.log")
     }
 }

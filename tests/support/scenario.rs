@@ -35,7 +35,7 @@ pub(crate) struct Deployment {
     pub(crate) model: Model,
     pub(crate) ledger: Ledger,
     pub(crate) nats: NatsServer,
-    _postgres: Option<PostgresCluster>,
+    pub(crate) postgres: Option<PostgresCluster>,
     _directory: TempDir,
 }
 
@@ -58,7 +58,7 @@ impl Deployment {
         adjust(&mut configuration);
         let turnwise = Turnwise::spawn(configuration).await;
         let ledger = Ledger::open(&database_url);
-        Self { turnwise, telegram, model, ledger, nats, _postgres: postgres, _directory: directory }
+        Self { turnwise, telegram, model, ledger, nats, postgres, _directory: directory }
     }
 
     /// Returns when the ledger holds a terminal state for so many messages and nothing is on its way out any more.

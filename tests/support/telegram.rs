@@ -37,6 +37,8 @@ pub(crate) enum Fault {
     TooManyRequests { retry_after: u64 },
     /// 403, the user has blocked the bot; not delivered.
     Forbidden,
+    /// 400 with a reason that repeats the address called; not delivered.
+    Repeats,
     /// 500 with Telegram's JSON; not delivered.
     ServerError,
     /// 502 with a proxy's HTML; delivered, which the caller cannot know.
@@ -260,6 +262,9 @@ async fn send_message(api: &Api, body: &str) -> Response {
             error(StatusCode::TOO_MANY_REQUESTS, &description, Some(retry_after))
         }
         Some(Fault::Forbidden) => error(StatusCode::FORBIDDEN, "Forbidden: bot was blocked by the user", None),
+        Some(Fault::Repeats) => {
+            error(StatusCode::BAD_REQUEST, &format!("Bad Request: POST /bot{TOKEN}/sendMessage"), None)
+        }
         Some(Fault::ServerError) => error(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", None),
         Some(Fault::BadGateway) => (StatusCode::BAD_GATEWAY, Html("<html>502 Bad Gateway</html>")).into_response(),
         Some(Fault::Cut) => {

@@ -106,7 +106,7 @@ fn run(lanes: &mut Lanes, model: &mut Model, step: &Step) {
             model.next_sequence += 1;
             let slot = Slot { partition: partition_of(&key), sequence: model.next_sequence };
             let admission = lanes.admit(&key, slot);
-            assert_eq!(lanes.is_parked(&key, slot.sequence), admission != Admission::Waiting);
+            assert_eq!(lanes.is_parked(&key, slot.sequence), matches!(admission, Admission::Parked { .. }));
             model.messages.entry(key).or_default().push_back(slot.sequence);
         }
         Step::Start => {
@@ -211,8 +211,8 @@ fn a_long_lane_does_not_hold_up_the_others() {
 fn a_flooded_lane_keeps_its_backlog_and_parks_the_rest() {
     let mut lanes = Lanes::new(8, 4);
     let flooded = key(0);
-    let parked =
-        (1..=100_000).filter(|&sequence| lanes.admit(&flooded, Slot { partition: 0, sequence }) != Admission::Waiting);
+    let parked = (1..=100_000)
+        .filter(|&sequence| matches!(lanes.admit(&flooded, Slot { partition: 0, sequence }), Admission::Parked { .. }));
     assert_eq!(parked.count(), 100_000 - 4);
     assert_eq!(lanes.lanes[&flooded].waiting.len(), 4);
 }

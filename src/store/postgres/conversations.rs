@@ -213,8 +213,6 @@ impl Postgres {
     ) -> Result<IdempotencyClaim, StoreError> {
         const CLAIM: &str = "INSERT INTO idempotency_keys (scope, key, fingerprint, turn_id, conversation_id, created_at) \
              VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING";
-        const FIND: &str = "SELECT turn_id, conversation_id, fingerprint = $3 AS same FROM idempotency_keys \
-             WHERE scope = $1 AND key = $2";
         let refused = refused("claim an idempotency key");
         let claimed = sqlx::query(CLAIM)
             .bind(scope)
@@ -229,9 +227,24 @@ impl Postgres {
         if claimed.rows_affected() == 1 {
             return Ok(IdempotencyClaim::Granted { turn_id, conversation_id });
         }
+        let earlier = self.idempotency_claim(scope, key, fingerprint).await?;
+        earlier.ok_or_else(|| refused(sqlx::Error::RowNotFound))
+    }
+
+    pub(in crate::store) async fn idempotency_claim(
+        &self,
+        scope: &str,
+        key: &str,
+        fingerprint: &str,
+    ) -> Result<Option<IdempotencyClaim>, StoreError> {
+        const FIND: &str = "SELECT turn_id, conversation_id, fingerprint = $3 AS same FROM idempotency_keys \
+             WHERE scope = $1 AND key = $2";
         let find = sqlx::query_as(FIND).bind(scope).bind(key).bind(fingerprint);
-        let (turn_id, conversation_id, same) = find.fetch_one(&self.pool).await.map_err(&refused)?;
-        Ok(if same { IdempotencyClaim::Granted { turn_id, conversation_id } } else { IdempotencyClaim::Conflict })
+        let found = find.fetch_optional(&self.pool).await.map_err(refused("find an idempotency key"))?;
+        Ok(found.map(|(turn_id, conversation_id, same)| match same {
+            true => IdempotencyClaim::Granted { turn_id, conversation_id },
+            false => IdempotencyClaim::Conflict,
+        }))
     }
 }
 

@@ -29,24 +29,22 @@ impl Postgres {
         &self,
         stream: i64,
         partition: u16,
-        created_before: Timestamp,
         after: Option<DeliveryCursor>,
         limit: u32,
     ) -> Result<PendingPage, StoreError> {
         const LIST: &str = concat!(
             "SELECT ",
             pending_columns!(),
-            " FROM deliveries WHERE status IN ('pending', 'sending') AND partition = $2 AND created_at < $3 \
+            " FROM deliveries WHERE status IN ('pending', 'sending') AND partition = $2 \
                  AND stream IN (SELECT id FROM streams WHERE name = (SELECT name FROM streams WHERE id = $1)) \
-                 AND (stream, sequence, ordinal) > ($4, $5, $6) \
-             ORDER BY stream, sequence, ordinal LIMIT $7"
+                 AND (stream, sequence, ordinal) > ($3, $4, $5) \
+             ORDER BY stream, sequence, ordinal LIMIT $6"
         );
         let limit = limit.clamp(1, PAGE_ROWS_MAX);
         let (after_stream, after_sequence, after_ordinal) = rows::cursor_values(after);
         let found = sqlx::query(LIST)
             .bind(stream)
             .bind(i32::from(partition))
-            .bind(created_before.to_offset_date_time())
             .bind(after_stream)
             .bind(after_sequence)
             .bind(after_ordinal)
@@ -95,10 +93,10 @@ impl Postgres {
         if !holds(&mut transaction, ownership).await.map_err(&refused)? {
             return Ok(SendStart::Fenced);
         }
-        let Some((status, attempts)) = lock_delivery(&mut transaction, delivery_id).await? else {
+        let Some((status, attempts, tried_at)) = lock_delivery(&mut transaction, delivery_id).await? else {
             return Ok(SendStart::Unknown(sending::disowned(delivery_id.to_string())));
         };
-        let start = sending::begin(delivery_id, status, attempts);
+        let start = sending::begin(delivery_id, status, attempts, tried_at, now);
         if let SendStart::Begun { attempt } = start {
             let begin = sqlx::query(BEGIN).bind(delivery_id).bind(i64::from(attempt)).bind(now.to_offset_date_time());
             begin.execute(&mut *transaction).await.map_err(&refused)?;
@@ -117,7 +115,7 @@ impl Postgres {
              WHERE id = $1";
         let refused = refused("settle a send");
         let mut transaction = self.pool.begin().await.map_err(&refused)?;
-        let Some((status, _)) = lock_delivery(&mut transaction, delivery_id).await? else {
+        let Some((status, ..)) = lock_delivery(&mut transaction, delivery_id).await? else {
             return Ok(None);
         };
         let Some(next) = sending::next(status, result) else {
@@ -162,13 +160,16 @@ pub(super) async fn insert_deliveries(connection: &mut PgConnection, turn: &Turn
     Ok(())
 }
 
-/// The delivery's status and attempts, its row ours until the transaction ends.
+/// The delivery's status, its attempts and when the last of them began, its row ours until the transaction ends.
 async fn lock_delivery(
     connection: &mut PgConnection,
     delivery_id: Uuid,
-) -> Result<Option<(DeliveryStatus, u32)>, StoreError> {
-    const LOCK: &str = "SELECT status, attempts FROM deliveries WHERE id = $1 FOR NO KEY UPDATE";
+) -> Result<Option<(DeliveryStatus, u32, Option<Timestamp>)>, StoreError> {
+    const LOCK: &str = "SELECT status, attempts, tried_at FROM deliveries WHERE id = $1 FOR NO KEY UPDATE";
     let found = sqlx::query(LOCK).bind(delivery_id).fetch_optional(connection).await;
     let row = found.map_err(refused("lock a delivery"))?;
-    row.map(|row| Ok((rows::word(&row, "status")?, rows::number(&row, "attempts")?))).transpose()
+    let read = |row| {
+        Ok((rows::word(&row, "status")?, rows::number(&row, "attempts")?, rows::optional_moment(&row, "tried_at")?))
+    };
+    row.map(read).transpose()
 }

@@ -1,0 +1,87 @@
+//! The taking over of partitions, in bulk: epochs, consumers, where to read on.
+//!
+//! Refuses to ask who may: it takes whatever it is told. Invariant: the epochs are raised before any consumer is removed,
+//! and only consumers of lower epochs are.
+
+use std::collections::HashMap;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use super::{ClusterError, Owned};
+use crate::store::{Ownership, Store, StoreError, Takeover};
+use crate::stream::{self as jetstream, LeftBehind, StreamHandle};
+
+/// Consumers removed at once: enough to hide the round trips, few enough not to crowd the server.
+const REMOVALS_AT_ONCE: usize = 16;
+
+/// Takes over all partitions of a stream.
+///
+/// # Errors
+/// When the database or JetStream does not answer; taking over again is safe.
+pub async fn take_over_all(handle: &StreamHandle, store: &Store, partitions: u16) -> Result<Vec<Owned>, ClusterError> {
+    let all: Vec<u16> = (0..partitions).collect();
+    take_over(handle, store, &all).await
+}
+
+/// Takes over these partitions.
+///
+/// # Errors
+/// When the database or JetStream does not answer; taking over again is safe.
+pub(super) async fn take_over(
+    handle: &StreamHandle,
+    store: &Store,
+    partitions: &[u16],
+) -> Result<Vec<Owned>, ClusterError> {
+    let number = store.stream_number(&handle.name, &handle.incarnation).await.map_err(ClusterError::Store)?;
+    let left = of(partitions, jetstream::left_behind(handle).await.map_err(ClusterError::Stream)?);
+    // A database that was lost and made anew starts counting at 1, but must not reuse the name of a living consumer.
+    let epoch_at_least = left.iter().map(|consumer| consumer.epoch + 1).max().unwrap_or(1);
+    let takeovers = store.take_over(number, partitions, epoch_at_least).await.map_err(ClusterError::Store)?;
+    // Listed again: until the epoch was raised, the owner before may have made more of them.
+    let left = of(partitions, jetstream::left_behind(handle).await.map_err(ClusterError::Stream)?);
+    let left = earlier(left, &takeovers);
+    keep_floors(store, &takeovers, &left).await.map_err(ClusterError::Store)?;
+    // Names of their own: with borrowed ones the future of a whole server could not be spawned.
+    let names: Vec<String> = left.iter().map(|consumer| consumer.name.clone()).collect();
+    stream::iter(names)
+        .map(|name| async move { jetstream::remove_consumer(handle, &name).await })
+        .buffer_unordered(REMOVALS_AT_ONCE)
+        .try_collect::<()>()
+        .await
+        .map_err(ClusterError::Stream)?;
+    let owned: Vec<Owned> =
+        takeovers.into_iter().map(|takeover| Owned { takeover, after: start_after(&takeover, &left) }).collect();
+    tracing::info!(stream = handle.name, partitions = owned.len(), "partitions taken over");
+    Ok(owned)
+}
+
+fn of(partitions: &[u16], mut left: Vec<LeftBehind>) -> Vec<LeftBehind> {
+    left.retain(|consumer| partitions.contains(&consumer.partition));
+    left
+}
+
+/// The consumers of owners before us; those of one that has meanwhile taken over from us are its own affair.
+fn earlier(mut left: Vec<LeftBehind>, takeovers: &[Takeover]) -> Vec<LeftBehind> {
+    let epochs: HashMap<u16, i64> =
+        takeovers.iter().map(|takeover| (takeover.ownership.partition, takeover.ownership.epoch)).collect();
+    left.retain(|consumer| epochs.get(&consumer.partition).is_none_or(|epoch| consumer.epoch < *epoch));
+    left
+}
+
+/// Writes down what only the consumers about to be removed know: a crash after their removal must not make it forgotten.
+async fn keep_floors(store: &Store, takeovers: &[Takeover], left: &[LeftBehind]) -> Result<(), StoreError> {
+    let floors: Vec<(Ownership, u64)> = takeovers
+        .iter()
+        .filter(|takeover| takeover.checkpoint.is_none())
+        .map(|takeover| (takeover.ownership, start_after(takeover, left)))
+        .filter(|(_, floor)| *floor > 0)
+        .collect();
+    if floors.is_empty() { Ok(()) } else { store.save_checkpoints(&floors).await }
+}
+
+/// Where to read on. A database without a checkpoint has never seen this stream: then what an earlier owner acknowledged is
+/// known to be done by the stream alone, and answering it once more would be worse than trusting that.
+fn start_after(takeover: &Takeover, left: &[LeftBehind]) -> u64 {
+    let floors = left.iter().filter(|consumer| consumer.partition == takeover.ownership.partition);
+    takeover.checkpoint.unwrap_or_else(|| floors.map(|consumer| consumer.ack_floor).max().unwrap_or(0))
+}
