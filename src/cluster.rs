@@ -17,8 +17,14 @@ use crate::stream::StreamError;
 pub use participant::Participant;
 pub use takeover::take_over_all;
 
+mod balance;
+mod bucket;
+mod holdings;
 mod participant;
+#[cfg(test)]
+mod simulation;
 mod takeover;
+mod view;
 
 /// A partition taken over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

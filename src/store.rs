@@ -6,6 +6,7 @@
 //! handles more rows than [`BATCH_ROWS`] or [`PAGE_ROWS_MAX`].
 
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -34,6 +35,10 @@ pub const BATCH_ROWS: usize = 500;
 /// How long a caller waits for a free connection, and a first connection for the server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A server that went away without a word never answers, and the driver would wait for ever. Longer than waiting for a
+/// connection and a statement that the server itself breaks off.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// A database, PostgreSQL or SQLite; clones share its connections.
 #[derive(Clone)]
 pub struct Store(Backend);
@@ -44,9 +49,15 @@ enum Backend {
     Sqlite(sqlite::Sqlite),
 }
 
-/// Runs a verb on whichever database this is.
+/// Runs a verb on whichever database this is, `unbounded` for as long as that takes.
 macro_rules! on {
     ($store:ident.$verb:ident($($argument:expr),*)) => {
+        match &$store.0 {
+            Backend::Postgres(database) => answered(stringify!($verb), database.$verb($($argument),*)).await,
+            Backend::Sqlite(database) => database.$verb($($argument),*).await,
+        }
+    };
+    (unbounded $store:ident.$verb:ident($($argument:expr),*)) => {
         match &$store.0 {
             Backend::Postgres(database) => database.$verb($($argument),*).await,
             Backend::Sqlite(database) => database.$verb($($argument),*).await,
@@ -77,7 +88,7 @@ impl Store {
     /// # Errors
     /// A database that a newer version has migrated, or one whose migrations were changed after they ran.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        on!(self.migrate())
+        on!(unbounded self.migrate())
     }
 
     /// Whether every migration of this version has run.
@@ -107,7 +118,7 @@ impl Store {
 
     /// Closes every connection, after what they are doing is done. Later calls fail.
     pub async fn close(&self) {
-        on!(self.close());
+        on!(unbounded self.close());
     }
 }
 
@@ -201,7 +212,7 @@ impl Store {
     /// # Errors
     /// As [`StoreError::Query`].
     pub async fn ledger_faults(&self) -> Result<LedgerFaults, StoreError> {
-        on!(self.ledger_faults())
+        on!(unbounded self.ledger_faults())
     }
 
     /// How many messages ended in each state; states without any are left out. Reads every row of the ledger.
@@ -209,7 +220,7 @@ impl Store {
     /// # Errors
     /// As [`StoreError::Query`].
     pub async fn ledger_counts(&self) -> Result<Vec<(TerminalState, i64)>, StoreError> {
-        on!(self.ledger_counts())
+        on!(unbounded self.ledger_counts())
     }
 }
 
@@ -404,7 +415,7 @@ impl Store {
     /// # Errors
     /// As [`StoreError::Query`].
     pub async fn delivery_counts(&self) -> Result<Vec<(DeliveryStatus, i64)>, StoreError> {
-        on!(self.delivery_counts())
+        on!(unbounded self.delivery_counts())
     }
 
     /// Marks a part `sending` before the call to the platform, if the outbound partition is still ours. After
@@ -447,11 +458,30 @@ impl fmt::Debug for Store {
     }
 }
 
+/// What the database answers, or that it did not: as after a lost connection, nobody knows then whether it was done.
+async fn answered<T>(what: &'static str, answer: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(error::refused(what)(io::Error::from(io::ErrorKind::TimedOut).into())),
+    }
+}
+
 /// What may be shown of an address we do not understand: it may hold a password anywhere but in a plain word before the
 /// first colon.
 fn scheme(url: &str) -> String {
     match url.split_once(':') {
         Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => scheme.to_owned(),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_database_that_never_answers_is_trouble_that_may_pass() {
+        let error = answered::<()>("commit", std::future::pending()).await.unwrap_err();
+        assert!(error.is_transient() && error.to_string().contains("commit"), "{error}");
     }
 }

@@ -94,6 +94,12 @@ impl Names {
         format!("{}.turns.{turn_id}", self.namespace)
     }
 
+    /// The KV bucket of members and leases.
+    #[must_use]
+    pub fn cluster_bucket(&self) -> String {
+        format!("{}_cluster", self.namespace)
+    }
+
     fn all_subjects(&self, lane: Lane) -> String {
         format!("{}.{}.>", self.namespace, lane.as_str())
     }
@@ -172,7 +178,7 @@ impl Connection {
         matches!(self.client.connection_state(), async_nats::connection::State::Connected)
     }
 
-    fn interruptions(&self) -> watch::Receiver<u64> {
+    pub(crate) fn interruptions(&self) -> watch::Receiver<u64> {
         let mut receiver = self.interruptions.clone();
         receiver.mark_unchanged();
         receiver

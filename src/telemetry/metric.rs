@@ -26,6 +26,9 @@ pub const OVERHEAD: &str = "turnwise_overhead_seconds";
 pub const END_TO_END: &str = "turnwise_end_to_end_seconds";
 pub const COMMIT_DURATION: &str = "turnwise_commit_duration_seconds";
 pub const COMMITS_FENCED: &str = "turnwise_commits_fenced_total";
+pub const PARTITION_OWNED: &str = "turnwise_partition_owned";
+pub const REBALANCES: &str = "turnwise_rebalances_total";
+pub const MEMBERS: &str = "turnwise_members";
 pub const DEAD_LETTERS: &str = "turnwise_dead_letters_total";
 pub const MODEL_CALL_DURATION: &str = "gen_ai_client_operation_duration_seconds";
 pub const MODEL_TOKENS: &str = "gen_ai_client_token_usage";
@@ -151,6 +154,22 @@ pub fn model_tokens(model: &str, token_type: &'static str, tokens: u64) {
     histogram!(MODEL_TOKENS, "model" => model.to_owned(), "token_type" => token_type).record(tokens as f64);
 }
 
+/// Whether this process works on a partition of a stream, named `in` or `out`.
+pub fn partition_owned(stream: &'static str, partition: u16, owned: bool) {
+    gauge!(PARTITION_OWNED, "stream" => stream, "partition" => partition.to_string()).set(f64::from(u8::from(owned)));
+}
+
+/// This process has taken, given up or lost a partition.
+pub fn rebalance(stream: &'static str, reason: &'static str) {
+    counter!(REBALANCES, "stream" => stream, "reason" => reason).increment(1);
+}
+
+/// How many processes share a stream, as this one sees it.
+#[expect(clippy::cast_precision_loss, reason = "a count of 2^53 processes is out of reach")]
+pub fn members(stream: &'static str, count: usize) {
+    gauge!(MEMBERS, "stream" => stream).set(count as f64);
+}
+
 /// A message was given up.
 pub fn dead_letter(reason: &'static str) {
     counter!(DEAD_LETTERS, "reason" => reason).increment(1);
@@ -212,6 +231,7 @@ const COUNTERS: &[(&str, &str)] = &[
     (REDELIVERIES, "Messages that the stream delivered again, by reason."),
     (TURNS, "Turns that ended, by outcome."),
     (COMMITS_FENCED, "Commits that the database refused because the partition had moved to another owner."),
+    (REBALANCES, "Partitions that this process took, gave up or lost, by reason."),
     (DEAD_LETTERS, "Messages given up after their attempts, by reason."),
     (EGRESS_ATTEMPTS, "Attempts to deliver to a platform, by class of the HTTP status; none means no answer came."),
 ];
@@ -219,6 +239,8 @@ const COUNTERS: &[(&str, &str)] = &[
 const GAUGES: &[(&str, &str)] = &[
     (TURNS_IN_FLIGHT, "Turns running now in this process."),
     (LANES, "Conversations with running or waiting messages in this process."),
+    (PARTITION_OWNED, "1 for a partition that this process works on, 0 for another."),
+    (MEMBERS, "Processes that share the work on a stream, as this process sees it."),
 ];
 
 const HISTOGRAMS: &[(&str, &str)] = &[
@@ -255,6 +277,9 @@ mod tests {
         model_call("llama3", "", Duration::from_secs(2));
         model_call("llama3", "timeout", Duration::from_secs(60));
         model_tokens("llama3", "input", 700);
+        partition_owned("in", 7, true);
+        rebalance("in", "owner_gone");
+        members("in", 2);
         dead_letter("attempts");
         egress_attempt(Channel::Messenger, Some(429));
         egress_attempt(Channel::Messenger, None);
@@ -277,6 +302,9 @@ mod tests {
         check(r#"gen_ai_client_operation_duration_seconds_count{model="llama3",error_type="timeout"} 1"#);
         check(r#"gen_ai_client_token_usage_bucket{model="llama3",token_type="input",le="256"} 0"#);
         check(r#"gen_ai_client_token_usage_bucket{model="llama3",token_type="input",le="1024"} 1"#);
+        check(r#"turnwise_partition_owned{stream="in",partition="7"} 1"#);
+        check(r#"turnwise_rebalances_total{stream="in",reason="owner_gone"} 1"#);
+        check(r#"turnwise_members{stream="in"} 2"#);
         check(r#"turnwise_dead_letters_total{reason="attempts"} 1"#);
         check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="4xx"} 1"#);
         check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="none"} 1"#);
