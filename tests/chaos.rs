@@ -24,7 +24,8 @@ const STALL_LIMIT: Duration = Duration::from_secs(60);
 async fn nothing_is_lost_doubled_or_swapped_whatever_fails() {
     let seed = std::env::var("TURNWISE_TEST_SEED").map_or_else(|_| rand::random(), |text| text.parse().unwrap());
     let number = |name: &str, default: usize| {
-        std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+        std::env::var(name)
+            .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
     };
     let size = Size {
         workers: number("CHAOS_WORKERS", 3),
@@ -74,14 +75,11 @@ fn flawless() -> Evidence {
         let place = evidence.calls.len();
         let answer = answer(chat, n, place);
         evidence.taken.insert(chat, n);
-        let row = |role: &str, content: String| HistoryRow {
-            conversation: chat.to_string(),
-            role: role.to_owned(),
-            content,
-        };
+        let row =
+            |role: &str, content: String| HistoryRow { conversation: chat.to_string(), role: role.to_owned(), content };
         evidence.history.extend([row("user", message(chat, n)), row("assistant", answer.clone())]);
         evidence.ledger.push(LedgerRow { peer: format!("user-{chat}"), state: "answered".to_owned() });
-        evidence.deliveries.push(DeliveryRow { content: answer.clone(), status: "sent".to_owned() });
+        evidence.deliveries.push(DeliveryRow { content: answer.clone(), status: "sent".to_owned(), error: None });
         evidence.seen.push((chat, answer));
         let begun_ms = 10 * u64::try_from(place).unwrap();
         evidence.calls.push(Call {

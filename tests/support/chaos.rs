@@ -223,7 +223,13 @@ impl Process {
     async fn signal(&self, name: &str) {
         if let Some(id) = self.child.as_ref().and_then(Child::id) {
             // It may have ended by itself meanwhile; then there is nobody to signal.
-            Command::new("kill").arg(format!("-{name}")).arg(id.to_string()).stderr(Stdio::null()).status().await.unwrap();
+            Command::new("kill")
+                .arg(format!("-{name}"))
+                .arg(id.to_string())
+                .stderr(Stdio::null())
+                .status()
+                .await
+                .unwrap();
         }
     }
 
@@ -269,7 +275,7 @@ impl Fleet {
         let postgres = PostgresCluster::start().await;
         let database_url = postgres.create_database("turnwise").await;
         let nats = NatsServer::start().await;
-        let behaviour = Behaviour { seed, longest_delay: Duration::from_millis(40), failures_percent: 3 };
+        let behaviour = Behaviour { seed, longest_delay: Duration::from_millis(150), failures_percent: 3 };
         let model = Model::start(behaviour).await;
         model.sign_answers();
         let telegram = Arc::new(Telegram::start(String::new()).await);
@@ -351,7 +357,8 @@ impl Fleet {
             process.terminated_at = Some(Instant::now());
         }
         for index in 0..self.processes.len() {
-            let status = eventually("the process to end after SIGTERM", PATIENCE, async || self.processes[index].ended());
+            let status =
+                eventually("the process to end after SIGTERM", PATIENCE, async || self.processes[index].ended());
             let status = status.await;
             if !status.success() {
                 *self.deeds.ended_badly.entry(status.to_string()).or_default() += 1;
@@ -517,7 +524,10 @@ impl Fleet {
                 (last, moved_at) = (now, Instant::now());
             }
         }
-        eprintln!("nothing moves any more at {} of {} turns, {} deliveries on their way", last.0, self.size.turns, last.1);
+        eprintln!(
+            "nothing moves any more at {} of {} turns, {} deliveries on their way",
+            last.0, self.size.turns, last.1
+        );
     }
 }
 

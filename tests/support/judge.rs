@@ -76,6 +76,7 @@ pub(crate) struct LedgerRow {
 pub(crate) struct DeliveryRow {
     pub(crate) content: String,
     pub(crate) status: String,
+    pub(crate) error: Option<String>,
 }
 
 /// Everything that is judged.
@@ -108,8 +109,10 @@ impl Evidence {
         self.history = rows.iter().map(history).collect();
         let rows = sqlx::query("SELECT peer, state FROM turns").fetch_all(&mut database).await.unwrap();
         self.ledger = rows.iter().map(|row| LedgerRow { peer: row.get(0), state: row.get(1) }).collect();
-        let rows = sqlx::query("SELECT content, status FROM deliveries").fetch_all(&mut database).await.unwrap();
-        self.deliveries = rows.iter().map(|row| DeliveryRow { content: row.get(0), status: row.get(1) }).collect();
+        let rows = sqlx::query("SELECT content, status, error FROM deliveries").fetch_all(&mut database).await.unwrap();
+        let delivery =
+            |row: &sqlx::postgres::PgRow| DeliveryRow { content: row.get(0), status: row.get(1), error: row.get(2) };
+        self.deliveries = rows.iter().map(delivery).collect();
         database.close().await.unwrap();
     }
 
@@ -126,6 +129,8 @@ pub(crate) struct Judgement {
     pub(crate) examples: Vec<(Kind, String)>,
     /// Deliveries that ended as `uncertain`; allowed, but counted.
     pub(crate) uncertain: usize,
+    /// Their errors.
+    pub(crate) uncertain_because: BTreeMap<String, usize>,
     /// Of those, the ones that users do not see.
     pub(crate) uncertain_unseen: usize,
     /// Of those, the ones that users see after the answer to a later message.
@@ -159,6 +164,7 @@ impl Judgement {
             format!("  {:<26} {}", "  of them seen late", self.uncertain_late),
             format!("  {:<26} {}", "dead overlaps (allowed)", self.overlaps_without_effect),
         ]);
+        lines.extend(self.uncertain_because.iter().map(|(error, count)| format!("    {count} because: {error}")));
         lines.extend(self.examples.iter().map(|(kind, example)| format!("  {kind:?}: {example}")));
         lines.join("\n")
     }
@@ -218,7 +224,8 @@ fn judge_history(judgement: &mut Judgement, evidence: &Evidence) -> HashSet<usiz
         for row in rows {
             let answered = answer(&row.content);
             effective.extend(answered.map(|answer| answer.call));
-            let named = answered.map(|answer| (answer.chat, answer.n)).or_else(|| super::responder::parse(&row.content));
+            let named =
+                answered.map(|answer| (answer.chat, answer.n)).or_else(|| super::responder::parse(&row.content));
             let Some((chat, n)) = named.filter(|_| answered.is_some() == (row.role == "assistant")) else {
                 judgement.find(Kind::Unfounded, || format!("{} {:?} in a history", row.role, row.content));
                 continue;
@@ -273,6 +280,10 @@ fn judge_seen(judgement: &mut Judgement, evidence: &Evidence) {
         evidence.deliveries.iter().map(|row| (row.content.as_str(), row.status.as_str())).collect();
     if status.len() < evidence.deliveries.len() {
         judgement.find(Kind::Doubled, || "an answer has two deliveries".to_owned());
+    }
+    for row in evidence.deliveries.iter().filter(|row| row.status == "uncertain") {
+        let error = row.error.clone().unwrap_or_default();
+        *judgement.uncertain_because.entry(error).or_default() += 1;
     }
     let history: HashSet<&str> = evidence.history.iter().map(|row| row.content.as_str()).collect();
     let mut seen: HashSet<&str> = HashSet::new();

@@ -16,6 +16,7 @@ pub(crate) mod judge;
 pub(crate) mod ledger;
 pub(crate) mod messenger;
 pub(crate) mod nats;
+pub(crate) mod nats_cluster;
 pub(crate) mod nats_proxy;
 pub(crate) mod postgres;
 pub(crate) mod process;

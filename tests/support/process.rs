@@ -54,13 +54,20 @@ impl Configuration {
 
     /// What every test needs: a free port, this NATS, this database, a console token.
     pub(crate) fn new(nats: &NatsServer, database_url: &str) -> Self {
+        Self::with_nats(&[nats.url()], database_url)
+    }
+
+    /// The same on any of these NATS servers.
+    pub(crate) fn with_nats(urls: &[String], database_url: &str) -> Self {
+        let quoted_urls: Vec<_> = urls.iter().map(|url| quoted(url)).collect();
+        let urls = if let [url] = &quoted_urls[..] { url.clone() } else { format!("[{}]", quoted_urls.join(", ")) };
         let port = free_port();
         let mut configuration = Self { port, tables: BTreeMap::new() };
         configuration
             .set("", "namespace", &quoted(NAMESPACE))
             .set("http", "listen", &quoted(&format!("127.0.0.1:{port}")))
             .set("http", "shutdown_grace", "\"5s\"")
-            .set("nats", "url", &quoted(&nats.url()))
+            .set("nats", "url", &urls)
             .set("nats", "partitions", "8")
             .set("database", "url", &quoted(database_url))
             .set("console", "token", "{ env = \"TEST_CONSOLE_TOKEN\" }");
