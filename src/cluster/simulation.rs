@@ -38,6 +38,8 @@ enum Trouble {
     Kill(usize),
     Freeze(usize, u64),
     Interrupt(usize),
+    /// The bucket is deleted and made anew, empty.
+    Wipe,
 }
 
 fn trouble() -> impl Strategy<Value = (u64, Trouble)> {
@@ -47,6 +49,7 @@ fn trouble() -> impl Strategy<Value = (u64, Trouble)> {
         1 => any::<usize>().prop_map(Trouble::Kill),
         2 => (any::<usize>(), 5..3 * TTL).prop_map(|(who, steps)| Trouble::Freeze(who, steps)),
         1 => any::<usize>().prop_map(Trouble::Interrupt),
+        1 => Just(Trouble::Wipe),
     ];
     (0..4 * TTL, what)
 }
@@ -65,6 +68,8 @@ struct Process {
     frozen_until: u64,
     leaving: bool,
     heard: usize,
+    /// It will notice then that its view is of a bucket that is gone.
+    deaf_until: Option<u64>,
     flights: Vec<(u64, Flight)>,
     /// What its scheduler works on, under which epoch.
     working: BTreeMap<u16, i64>,
@@ -122,6 +127,7 @@ impl World {
         let count = self.processes.len();
         match *trouble {
             Trouble::Join => self.join(),
+            Trouble::Wipe => self.wipe(),
             _ if count == 0 => {}
             Trouble::Leave(who) => {
                 let process = &mut self.processes[who % count];
@@ -144,6 +150,7 @@ impl World {
             frozen_until: 0,
             leaving: false,
             heard: 0,
+            deaf_until: None,
             flights: Vec::new(),
             working: BTreeMap::new(),
             phase: self.random.random_range(0..RENEW),
@@ -151,6 +158,15 @@ impl World {
         let index = self.processes.len() - 1;
         self.renew(index);
         self.retell(index);
+    }
+
+    fn wipe(&mut self) {
+        self.members.clear();
+        self.leases.clear();
+        self.revision = 0;
+        for process in &mut self.processes {
+            process.deaf_until = Some(self.step + self.random.random_range(1..=RENEW));
+        }
     }
 
     fn retell(&mut self, index: usize) {
@@ -271,6 +287,14 @@ impl World {
 
     fn act(&mut self, index: usize) {
         let now = self.now();
+        match self.processes[index].deaf_until {
+            Some(until) if until > self.step => self.processes[index].heard = self.log.len(),
+            Some(_) => {
+                self.processes[index].deaf_until = None;
+                self.retell(index);
+            }
+            None => {}
+        }
         let heard = self.processes[index].heard;
         let delay = self.random.random_range(0..=LATENCY);
         let news = self.log[heard..].iter().take_while(|(told, _)| told + delay <= self.step).cloned();

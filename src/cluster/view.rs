@@ -62,17 +62,11 @@ pub(super) enum Change {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner<'a> {
     /// Nobody: whoever writes over this revision has it.
-    Nobody {
-        revision: u64,
-    },
+    Nobody { revision: u64 },
     /// One who is dead, likewise.
-    Dead {
-        revision: u64,
-    },
-    Living {
-        member: &'a str,
-        revision: u64,
-    },
+    Dead { revision: u64 },
+    /// One who lives, or did when the view was lost a moment ago.
+    Living { member: &'a str },
     /// It is not to be taken yet: the view is not complete.
     Unknown,
 }
@@ -93,7 +87,7 @@ pub(super) struct View {
     members: BTreeMap<String, Seen>,
     leases: BTreeMap<u16, (Lease, u64)>,
     /// Leases of the living before the view was lost, until they are told again.
-    leases_before: BTreeSet<u16>,
+    leases_before: BTreeMap<u16, String>,
     /// Until then, what was known before counts.
     settled_at: Duration,
     complete: bool,
@@ -105,7 +99,7 @@ impl View {
             ttl,
             members: BTreeMap::new(),
             leases: BTreeMap::new(),
-            leases_before: BTreeSet::new(),
+            leases_before: BTreeMap::new(),
             settled_at: Duration::ZERO,
             complete: false,
         }
@@ -150,15 +144,15 @@ impl View {
     }
 
     pub(super) fn owner(&self, partition: u16, now: Duration) -> Owner<'_> {
+        let before = self.leases_before.get(&partition).filter(|_| now < self.settled_at);
         match self.leases.get(&partition) {
-            None if !self.complete || (now < self.settled_at && self.leases_before.contains(&partition)) => {
-                Owner::Unknown
-            }
-            None => Owner::Nobody { revision: 0 },
+            None => match before {
+                Some(member) => Owner::Living { member },
+                None if self.complete => Owner::Nobody { revision: 0 },
+                None => Owner::Unknown,
+            },
             Some((Lease { member: None, .. }, revision)) => Owner::Nobody { revision: *revision },
-            Some((Lease { member: Some(member), .. }, revision)) if self.lives(member, now) => {
-                Owner::Living { member, revision: *revision }
-            }
+            Some((Lease { member: Some(member), .. }, _)) if self.lives(member, now) => Owner::Living { member },
             Some((_, revision)) => Owner::Dead { revision: *revision },
         }
     }
@@ -182,13 +176,11 @@ impl View {
         for seen in self.members.values_mut() {
             *seen = Seen { before: true, presumed_until: Some(until), ..*seen };
         }
-        let living = self
-            .leases
-            .iter()
-            .filter(|(_, (lease, _))| lease.member.as_ref().is_some_and(|member| self.members.contains_key(member)));
-        let living: Vec<u16> = living.map(|(&partition, _)| partition).collect();
-        self.leases_before.extend(living);
-        self.leases.clear();
+        for (partition, (lease, _)) in std::mem::take(&mut self.leases) {
+            if let Some(member) = lease.member.filter(|member| self.members.contains_key(member)) {
+                self.leases_before.insert(partition, member);
+            }
+        }
     }
 }
 
@@ -227,7 +219,7 @@ mod tests {
         let mut view = view(&[member("a"), lease(0, Some("a"), 5), lease(1, Some("gone"), 6), lease(2, None, 7)]);
         assert_eq!(view.owner(3, at(10)), Owner::Unknown, "not everything has been told");
         view.apply(Change::Complete, at(10));
-        assert_eq!(view.owner(0, at(10)), Owner::Living { member: "a", revision: 5 });
+        assert_eq!(view.owner(0, at(10)), Owner::Living { member: "a" });
         assert_eq!(view.owner(1, at(10)), Owner::Dead { revision: 6 });
         assert_eq!(view.owner(2, at(10)), Owner::Nobody { revision: 7 });
         assert_eq!(view.owner(3, at(10)), Owner::Nobody { revision: 0 });
@@ -245,7 +237,7 @@ mod tests {
         view.apply(lease(0, Some("a"), 5), at(20));
         view.apply(Change::Complete, at(20));
         assert!(view.lives("a", at(22)) && !view.lives("a", at(23)));
-        assert_eq!(view.owner(1, at(22)), Owner::Unknown, "its bucket may have been made anew");
+        assert_eq!(view.owner(1, at(22)), Owner::Living { member: "b" }, "its bucket may have been made anew");
         assert_eq!(view.owner(1, at(23)), Owner::Nobody { revision: 0 });
         view.apply(member("b"), at(21));
         view.apply(expired("b"), at(22));
