@@ -30,6 +30,19 @@ export SHAPES DATABASES SYNCS BENCH_ARGS
 bench: ## Load on deployments of its own, SQLite and PostgreSQL; a report in Markdown
 	@scripts/bench.sh
 
+# Larger or smaller: make chaos CHAOS_KILLS=20 CHAOS_TURNS=5000 CHAOS_CHATS=200 CHAOS_SECONDS=90; TURNWISE_TEST_SEED repeats a
+# run's choices. What was found with which figures: docs/faults.md.
+CHAOS_KILLS ?= 120
+CHAOS_TURNS ?= 100000
+CHAOS_CHATS ?= 2000
+CHAOS_SECONDS ?= 1300
+.PHONY: chaos
+chaos: ## Kill, pause and restart everything at random under load, then judge what is left: about 25 minutes
+	@TURNWISE_NATS_SERVER=$$(scripts/nats-server.sh) && export TURNWISE_NATS_SERVER && \
+	postgres=$$(scripts/postgres.sh) && export PATH="$$postgres:$$PATH" && \
+	CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_TURNS=$(CHAOS_TURNS) CHAOS_CHATS=$(CHAOS_CHATS) CHAOS_SECONDS=$(CHAOS_SECONDS) \
+	$(CARGO) test --locked --test chaos -- --nocapture
+
 .PHONY: check
 check: ## Formatting, lints, documentation, licences and sources of dependencies; warnings are errors
 	$(CARGO) fmt --check

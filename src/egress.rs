@@ -25,7 +25,8 @@ use crate::telemetry::{self, chain, json_fault, metric};
 /// A call without an answer after this time is uncertain. Both platforms answer within a second or two.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A beginning that took longer than this is not trusted: a third of the time after which another process may have taken over.
+/// After a beginning that took longer than this it is asked again who owns the partition: a third of the time after which
+/// another process may have taken over.
 const STALE_AFTER: Duration = Duration::from_secs(1);
 
 /// More than any answer to a send needs.
@@ -117,7 +118,9 @@ impl Egress {
             }
         };
         match start {
-            SendStart::Begun { .. } if asked.elapsed() > STALE_AFTER => self.begin_anew(task, id).await,
+            SendStart::Begun { attempt } if asked.elapsed() > STALE_AFTER => {
+                self.send_if_owner(task, id, attempt).await
+            }
             SendStart::Begun { attempt } => self.send(task, id, attempt).await,
             SendStart::Interrupted => {
                 self.unclear(task, id, "the process ended between the call and its answer".to_owned()).await
@@ -132,12 +135,16 @@ impl Egress {
     }
 
     /// The beginning took so long that this process may have been paused and replaced meanwhile; then later replies of the
-    /// chat may have left already. Nothing was sent, so that is recorded, and who owns the partition now begins again. Only a
-    /// pause in the call itself can still send late.
-    async fn begin_anew(&self, task: &Task, id: Uuid) -> Verdict<Settled> {
-        let error = "the process was paused before the call".to_owned();
-        let recorded = self.settle(task, id, SendResult::NotSent { error: error.clone() }).await;
-        again(recorded, Verdict::Wait { cause: error, after: Some(Duration::ZERO) })
+    /// chat may have left already. If so, nothing was sent, and that is recorded for the new owner. Only a pause in the call
+    /// itself can still send late.
+    async fn send_if_owner(&self, task: &Task, id: Uuid, attempt: u32) -> Verdict<Settled> {
+        let (error, verdict) = match self.store.owns(&task.ownership).await {
+            Ok(true) => return self.send(task, id, attempt).await,
+            Ok(false) => ("the process was paused before the call".to_owned(), Verdict::Fenced),
+            Err(error) => (chain(&error), Verdict::Wait { cause: chain(&error), after: None }),
+        };
+        let recorded = self.settle(task, id, SendResult::NotSent { error }).await;
+        again(recorded, verdict)
     }
 
     async fn send(&self, task: &Task, id: Uuid, attempt: u32) -> Verdict<Settled> {

@@ -11,9 +11,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub(crate) mod chaos;
+pub(crate) mod judge;
 pub(crate) mod ledger;
 pub(crate) mod messenger;
 pub(crate) mod nats;
+pub(crate) mod nats_cluster;
 pub(crate) mod nats_proxy;
 pub(crate) mod postgres;
 pub(crate) mod process;

@@ -4,7 +4,7 @@
 //! ends with the value that holds it, and what it said on standard error is shown when the test fails.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
@@ -54,13 +54,20 @@ impl Configuration {
 
     /// What every test needs: a free port, this NATS, this database, a console token.
     pub(crate) fn new(nats: &NatsServer, database_url: &str) -> Self {
+        Self::with_nats(&[nats.url()], database_url)
+    }
+
+    /// The same on any of these NATS servers.
+    pub(crate) fn with_nats(urls: &[String], database_url: &str) -> Self {
+        let quoted_urls: Vec<_> = urls.iter().map(|url| quoted(url)).collect();
+        let urls = if let [url] = &quoted_urls[..] { url.clone() } else { format!("[{}]", quoted_urls.join(", ")) };
         let port = free_port();
         let mut configuration = Self { port, tables: BTreeMap::new() };
         configuration
             .set("", "namespace", &quoted(NAMESPACE))
             .set("http", "listen", &quoted(&format!("127.0.0.1:{port}")))
             .set("http", "shutdown_grace", "\"5s\"")
-            .set("nats", "url", &quoted(&nats.url()))
+            .set("nats", "url", &urls)
             .set("nats", "partitions", "8")
             .set("database", "url", &quoted(database_url))
             .set("console", "token", "{ env = \"TEST_CONSOLE_TOKEN\" }");
@@ -142,6 +149,14 @@ impl Configuration {
 /// Text as a TOML basic string.
 pub(crate) fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// `turnwise SUBCOMMAND --config FILE`, with every secret that the file may name.
+pub(crate) fn command(subcommand: &str, configuration_file: &Path) -> Command {
+    let mut command = Command::new(BINARY);
+    command.arg(subcommand).arg("--config").arg(configuration_file);
+    command.envs(ENVIRONMENT.iter().copied()).env("RUST_LOG", "info").stdin(Stdio::null()).kill_on_drop(true);
+    command
 }
 
 pub(crate) struct Turnwise {
@@ -241,10 +256,7 @@ impl Turnwise {
     }
 
     pub(crate) fn command(&self, subcommand: &str) -> Command {
-        let mut command = Command::new(BINARY);
-        command.arg(subcommand).arg("--config").arg(self.configuration_file());
-        command.envs(ENVIRONMENT.iter().copied()).env("RUST_LOG", "info").stdin(Stdio::null()).kill_on_drop(true);
-        command
+        command(subcommand, &self.configuration_file())
     }
 
     pub(crate) fn configuration_file(&self) -> PathBuf {

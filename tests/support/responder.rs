@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 pub(crate) const API_KEY: &str = "stand-in-model-key";
 
@@ -51,6 +53,13 @@ pub(crate) struct Behaviour {
     pub(crate) failures_percent: u32,
 }
 
+/// What comes on top of the behaviour for a while.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Mood {
+    pub(crate) extra_delay: Duration,
+    pub(crate) extra_failures_percent: u32,
+}
+
 /// One call, as it came in.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
@@ -58,6 +67,9 @@ pub(crate) struct Call {
     pub(crate) message: String,
     /// The user messages before it.
     pub(crate) history: Vec<String>,
+    pub(crate) began_at: Instant,
+    /// When its answer was made or its caller was found gone; `None` while it is running.
+    pub(crate) ended_at: Option<Instant>,
 }
 
 /// What has been asked of the model so far, in order of arrival, and what was wrong with it.
@@ -99,7 +111,7 @@ impl Log {
 }
 
 /// Whether the history ends with the message before, and has no gap; it may begin anywhere, for it is pruned.
-fn is_whole(call: &Call) -> bool {
+pub(crate) fn is_whole(call: &Call) -> bool {
     let Some((chat, n)) = parse(&call.message) else { return true };
     let numbers: Vec<_> = call.history.iter().map(|text| parse(text)).collect();
     let first = n - u32::try_from(numbers.len()).unwrap().min(n - 1);
@@ -114,6 +126,8 @@ pub(crate) struct Model {
 
 struct ModelState {
     behaviour: Behaviour,
+    mood: Mutex<Mood>,
+    signs_answers: AtomicBool,
     log: watch::Sender<Log>,
     always_failing: Mutex<HashSet<String>>,
     answers: Mutex<HashMap<String, String>>,
@@ -124,6 +138,8 @@ impl Model {
     pub(crate) async fn start(behaviour: Behaviour) -> Self {
         let state = Arc::new(ModelState {
             behaviour,
+            mood: Mutex::default(),
+            signs_answers: AtomicBool::new(false),
             log: watch::Sender::default(),
             always_failing: Mutex::default(),
             answers: Mutex::default(),
@@ -142,6 +158,17 @@ impl Model {
     /// For `base_url`.
     pub(crate) fn base_url(&self) -> String {
         format!("http://{}/v1", self.address)
+    }
+
+    /// From now on every answer ends with ` call=<k>`, k being the call's place in [`Log::calls`], so that one can tell
+    /// which of several calls for a message had an effect.
+    pub(crate) fn sign_answers(&self) {
+        self.state.signs_answers.store(true, Ordering::Relaxed);
+    }
+
+    /// For calls from now on.
+    pub(crate) fn set_mood(&self, mood: Mood) {
+        *self.state.mood.lock().unwrap() = mood;
     }
 
     /// From now on every call for this message gets a 500.
@@ -190,15 +217,18 @@ impl Model {
 struct Running<'a> {
     state: &'a ModelState,
     chat: Option<i64>,
+    /// Its place in [`Log::calls`].
+    place: usize,
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        if let Some(chat) = self.chat {
-            self.state.log.send_modify(|log| {
+        self.state.log.send_modify(|log| {
+            log.calls[self.place].ended_at = Some(Instant::now());
+            if let Some(chat) = self.chat {
                 log.running.remove(&chat);
-            });
-        }
+            }
+        });
     }
 }
 
@@ -206,18 +236,20 @@ async fn complete(State(state): State<Arc<ModelState>>, Json(request): Json<Valu
     let mut users = user_messages(&request);
     let message = users.pop().unwrap_or_default();
     let chat = parse(&message).map(|(chat, _)| chat);
-    let attempt = begin(&state, Call { message: message.clone(), history: users }, chat);
-    let _running = Running { state: &state, chat };
+    let call = Call { message: message.clone(), history: users, began_at: Instant::now(), ended_at: None };
+    let (attempt, place) = begin(&state, call, chat);
+    let _running = Running { state: &state, chat, place };
 
     let mut random = StdRng::seed_from_u64(call_seed(state.behaviour.seed, &message, attempt));
     let longest_ms = u64::try_from(state.behaviour.longest_delay.as_millis()).unwrap();
-    tokio::time::sleep(Duration::from_millis(random.random_range(0..=longest_ms))).await;
+    let mood = *state.mood.lock().unwrap();
+    tokio::time::sleep(Duration::from_millis(random.random_range(0..=longest_ms)) + mood.extra_delay).await;
     state.held.subscribe().wait_for(|held| !held.contains(&message)).await.unwrap();
 
     if state.always_failing.lock().unwrap().contains(&message) {
         return refusal(StatusCode::INTERNAL_SERVER_ERROR, "the model is out of order");
     }
-    if random.random_range(0..100) < state.behaviour.failures_percent {
+    if random.random_range(0..100) < state.behaviour.failures_percent + mood.extra_failures_percent {
         return match random.random_range(0..3) {
             0 => refusal(StatusCode::INTERNAL_SERVER_ERROR, "the model stumbled"),
             1 => ([(header::RETRY_AFTER, "0")], refusal(StatusCode::TOO_MANY_REQUESTS, "slow down")).into_response(),
@@ -225,12 +257,16 @@ async fn complete(State(state): State<Arc<ModelState>>, Json(request): Json<Valu
                 .into_response(),
         };
     }
-    let answer = state.answers.lock().unwrap().get(&message).cloned().unwrap_or_else(|| format!("re: {message}"));
+    let mut answer = state.answers.lock().unwrap().get(&message).cloned().unwrap_or_else(|| format!("re: {message}"));
+    if state.signs_answers.load(Ordering::Relaxed) {
+        answer += &format!(" call={place}");
+    }
     if request["stream"].as_bool() == Some(true) { streamed(&answer) } else { whole(&answer) }
 }
 
-fn begin(state: &ModelState, call: Call, chat: Option<i64>) -> u32 {
-    let mut attempt = 0;
+/// How many calls there have been for this message, and the call's place in the log.
+fn begin(state: &ModelState, call: Call, chat: Option<i64>) -> (u32, usize) {
+    let (mut attempt, mut place) = (0, 0);
     state.log.send_modify(|log| {
         let attempts = log.attempts.entry(call.message.clone()).or_default();
         *attempts += 1;
@@ -238,9 +274,10 @@ fn begin(state: &ModelState, call: Call, chat: Option<i64>) -> u32 {
         if chat.is_some_and(|chat| !log.running.insert(chat)) {
             log.overlaps.push(call.message.clone());
         }
+        place = log.calls.len();
         log.calls.push(call);
     });
-    attempt
+    (attempt, place)
 }
 
 /// The texts of the user's messages; content is a string or a list of parts.
