@@ -109,7 +109,12 @@ impl Holdings {
             Change::Lease { partition, .. } => drop(self.resting.remove(partition)),
             _ => {}
         }
+        let complete_before = self.view.is_complete();
         self.view.apply(change, now);
+        if self.view.is_complete() && !complete_before {
+            // What this process held under the same name before it was restarted need not wait for a tick.
+            self.tick();
+        }
     }
 
     /// A write ended: with the new revision, or without anybody knowing what became of it.
