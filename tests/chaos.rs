@@ -169,9 +169,11 @@ fn the_judge_finds_overlapping_turns_that_both_count() {
     // A dead call beside its successor: allowed, for only one of them has an effect.
     let mut evidence = flawless();
     evidence.calls.push(Call { ended_at: None, ..evidence.calls[0].clone() });
+    evidence.calls[4].history = vec![message(1, 1)];
     let judgement = judge(&evidence);
     assert!(judgement.is_clean(), "{}", judgement.table());
     assert_eq!(judgement.overlaps_without_effect, 2, "with its successor and with the next message's call");
+    assert_eq!(judgement.contexts_without_effect, 1, "it was given the message that it was about");
 }
 
 #[test]

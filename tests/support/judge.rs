@@ -35,8 +35,9 @@ pub(crate) enum Kind {
     /// A call is in flight from its arrival at the model until its answer is made or its caller is found gone. The dead
     /// call of a killed or paused process may overlap with its successor's: then at most one of the two has an effect.
     Overlap,
-    /// The model was not given the messages right before the one it was asked about: the turn was begun before an earlier
-    /// one was durable, or something of the history was lost, doubled or swapped.
+    /// A call whose answer entered the history was not given the messages right before the one it was about: the turn was
+    /// begun before an earlier one was durable, or something of the history was lost, doubled or swapped. A call without
+    /// an effect is only counted: one that is begun when another process has just committed the same turn sees that turn.
     Context,
     /// Users see an answer that no history holds: it left before it was durable, or from a turn that had no effect.
     Unfounded,
@@ -137,6 +138,8 @@ pub(crate) struct Judgement {
     pub(crate) uncertain_late: usize,
     /// Overlapping calls of one chat of which at most one had an effect: those of killed and paused processes.
     pub(crate) overlaps_without_effect: usize,
+    /// Calls with another history than the messages right before theirs that had no effect.
+    pub(crate) contexts_without_effect: usize,
     pub(crate) messages: usize,
     pub(crate) answers_seen: usize,
     pub(crate) model_calls: usize,
@@ -163,6 +166,7 @@ impl Judgement {
             format!("  {:<26} {}", "  of them not seen", self.uncertain_unseen),
             format!("  {:<26} {}", "  of them seen late", self.uncertain_late),
             format!("  {:<26} {}", "dead overlaps (allowed)", self.overlaps_without_effect),
+            format!("  {:<26} {}", "dead contexts (allowed)", self.contexts_without_effect),
         ]);
         lines.extend(self.uncertain_because.iter().map(|(error, count)| format!("    {count} because: {error}")));
         lines.extend(self.examples.iter().map(|(kind, example)| format!("  {kind:?}: {example}")));
@@ -331,8 +335,10 @@ fn judge_calls(judgement: &mut Judgement, calls: &[Call], effective: &HashSet<us
         if let Some((chat, _)) = super::responder::parse(&call.message) {
             chats.entry(chat).or_default().push(place);
         }
-        if !is_whole(call) {
+        if !is_whole(call) && effective.contains(&place) {
             judgement.find(Kind::Context, || format!("call {place} {:?} with {:?}", call.message, call.history));
+        } else if !is_whole(call) {
+            judgement.contexts_without_effect += 1;
         }
     }
     for (chat, mut places) in chats {
