@@ -102,8 +102,8 @@ pub enum DeliveryStatus {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("unknown {what} \"{word}\"")]
 pub struct UnknownWord {
-    what: &'static str,
-    word: String,
+    pub(crate) what: &'static str,
+    pub(crate) word: String,
 }
 
 /// One place for the spelling of a closed set of words, used by databases, subjects, JSON and metrics alike.
@@ -120,24 +120,26 @@ macro_rules! words {
             }
         }
 
-        impl FromStr for $type {
-            type Err = UnknownWord;
+        impl ::std::str::FromStr for $type {
+            type Err = $crate::message::UnknownWord;
 
-            fn from_str(word: &str) -> Result<Self, UnknownWord> {
+            fn from_str(word: &str) -> Result<Self, Self::Err> {
                 match word {
                     $($word => Ok(Self::$variant),)+
-                    _ => Err(UnknownWord { what: $what, word: word.to_owned() }),
+                    _ => Err($crate::message::UnknownWord { what: $what, word: word.to_owned() }),
                 }
             }
         }
 
-        impl fmt::Display for $type {
-            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl ::std::fmt::Display for $type {
+            fn fmt(&self, formatter: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
                 formatter.write_str(self.as_str())
             }
         }
     };
 }
+
+pub(crate) use words;
 
 words!(Channel, "channel", Telegram = "telegram", Messenger = "messenger", Web = "web");
 words!(Platform, "platform", Telegram = "telegram", Messenger = "messenger", Web = "web", Api = "api");

@@ -18,6 +18,7 @@ mod commit;
 mod error;
 mod group;
 mod groups;
+mod journal;
 mod merge;
 mod postgres;
 mod records;
@@ -28,9 +29,11 @@ mod sqlite;
 mod values;
 
 use groups::Groups;
+use journal::Writing;
 use sending::{Beginning, Ending};
 
 pub use error::StoreError;
+pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
 pub use records::*;
 
 /// The most rows that a page of a list holds.
@@ -238,6 +241,69 @@ impl Store {
     /// As [`StoreError::Query`].
     pub async fn ledger_counts(&self) -> Result<Vec<(TerminalState, i64)>, StoreError> {
         on!(unbounded self.ledger_counts())
+    }
+}
+
+/// Journals of turns that have not ended (G8), records of those that have, and actions that wait for a person's word.
+impl Store {
+    /// Writes one step of a turn, over what was there under its name, if the partition is still ours.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`]; nobody knows then whether it was written, and writing it again is safe.
+    pub async fn write_journal(
+        &self,
+        turn_id: Uuid,
+        ownership: &Ownership,
+        entry: JournalEntry,
+    ) -> Result<Journaled, StoreError> {
+        self.groups.write_journal(Writing { turn_id, ownership: *ownership, entry }).await
+    }
+
+    /// The steps of a turn that has not ended, in the order in which they were begun.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn journal(&self, turn_id: Uuid) -> Result<Vec<JournalEntry>, StoreError> {
+        on!(self.journal(turn_id))
+    }
+
+    /// What is kept of a turn that has ended, for replay and for people.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn turn_record(&self, turn_id: Uuid) -> Result<Option<serde_json::Value>, StoreError> {
+        on!(self.turn_record(turn_id))
+    }
+
+    /// One action that waits for a person's word, or did.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn action(&self, id: &str) -> Result<Option<Action>, StoreError> {
+        on!(self.action(id))
+    }
+
+    /// The actions of a conversation that wait for a person's word, expired ones included, oldest first.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn open_actions(&self, conversation_id: Uuid) -> Result<Vec<Action>, StoreError> {
+        on!(self.open_actions(conversation_id))
+    }
+
+    /// Decides an action that is pending; one that is past its time expires instead, unless it is cancelled. Gives it as it is
+    /// then: decided by this turn, now or in an earlier attempt of it, or by another one. `None` when there is no such action.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`]; asking again for the same turn is safe.
+    pub async fn decide_action(
+        &self,
+        id: &str,
+        decision: ActionStatus,
+        turn_id: Uuid,
+        now: Timestamp,
+    ) -> Result<Option<Action>, StoreError> {
+        on!(self.decide_action(id, decision, turn_id, now))
     }
 }
 

@@ -47,6 +47,8 @@ macro_rules! on_both {
 
 #[path = "store/groups.rs"]
 mod groups;
+#[path = "store/journal.rs"]
+mod journal;
 
 on_both!(
     a_commit_writes_everything_and_only_once,
@@ -851,6 +853,10 @@ fn turn_in(
         metadata_patch: None,
         workflow_state: None,
         handoff: false,
+        actions: Vec::new(),
+        suppress_if_taken: false,
+        journaled: false,
+        record: None,
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
         timings: TurnTimings { stream_wait_us: 1, lane_wait_us: 2, responder_us: 3 },
         received_at: at(10),

@@ -12,11 +12,11 @@ use uuid::Uuid;
 use super::error::refused;
 use super::sending::Found;
 use super::values::{
-    self, ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues, MessageValues,
-    TurnValues,
+    self, ActionValues, ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues,
+    JournalValues, MessageValues, RecordValues, TurnValues,
 };
 use super::{BATCH_ROWS, CommitOutcome, Committed, Conversation, PendingDelivery, StoreError, TurnCommit, merge};
-use crate::message::ConversationKey;
+use crate::message::{ConversationKey, ConversationStatus, Role, TerminalState};
 
 /// The statements of groups, one round trip each, inside a transaction. None takes more rows than [`BATCH_ROWS`], and none
 /// is for an empty list.
@@ -73,6 +73,21 @@ pub(super) trait Statements: Send {
     fn begin_deliveries(&mut self, begun: &[DeliveryBegun]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
     fn end_deliveries(&mut self, ended: &[DeliveryEnded<'_>]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Makes `handed_off` of ledger rows written before in the same transaction.
+    fn hand_off_turns(&mut self, ids: &[Uuid]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Writes steps of turns, over what was there under their names.
+    fn write_journal(&mut self, steps: &[JournalValues<'_>]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    fn remove_journals(&mut self, turn_ids: &[Uuid]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    fn insert_records(&mut self, records: &[RecordValues]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    fn insert_actions(&mut self, actions: &[ActionValues<'_>]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Cancels what of the conversations waits for a person's word.
+    fn cancel_actions(&mut self, conversation_ids: &[Uuid]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
 
 /// What two turns of one group do not have in common.
@@ -200,8 +215,14 @@ impl<'a> Turns<'a> {
         statements: &mut impl Statements,
         current: &HashMap<Uuid, Conversation>,
     ) -> Result<(), sqlx::Error> {
+        let undecided = self.turns.iter().zip(&self.outcomes).map(|(turn, outcome)| (turn, outcome.is_none()));
+        let suppressed: Vec<Option<TurnCommit>> =
+            undecided.map(|(turn, is_undecided)| is_undecided.then(|| suppressed(turn, current)).flatten()).collect();
+        let turns = self.turns.iter().zip(&suppressed).map(|(turn, suppressed)| suppressed.as_ref().unwrap_or(turn));
         let (mut changes, mut messages, mut parts) = (Vec::new(), Vec::new(), Vec::new());
-        for (turn, outcome) in self.turns.iter().zip(&mut self.outcomes).filter(|(_, outcome)| outcome.is_none()) {
+        let (mut actions, mut records) = (Vec::new(), Vec::new());
+        let (mut journaled, mut taken) = (Vec::new(), Vec::new());
+        for (turn, outcome) in turns.zip(&mut self.outcomes).filter(|(_, outcome)| outcome.is_none()) {
             let conversation = turn.conversation_id.and_then(|id| current.get(&id));
             let mut first_ordinal = None;
             if let Some(conversation) = conversation {
@@ -209,10 +230,15 @@ impl<'a> Turns<'a> {
                 changes.extend(merge::change(conversation, turn));
                 messages.extend(values::messages(&turn.messages, id, Some(turn.turn_id), count));
                 first_ordinal = turn.messages.first().map(|_| count + 1);
+                actions.extend(values::actions(turn, id));
+                taken.extend(turn.handoff.then_some(id));
             }
             parts.extend(values::deliveries(turn));
+            records.extend(values::record(turn));
+            journaled.extend(turn.journaled.then_some(turn.turn_id));
             *outcome = Some(committed(turn, first_ordinal));
         }
+        let given_up: Vec<Uuid> = suppressed.iter().flatten().map(|turn| turn.turn_id).collect();
         for batch in changes.chunks(BATCH_ROWS) {
             statements.update_conversations(batch).await?;
         }
@@ -221,6 +247,21 @@ impl<'a> Turns<'a> {
         }
         for batch in parts.chunks(BATCH_ROWS) {
             statements.insert_deliveries(batch).await?;
+        }
+        for batch in actions.chunks(BATCH_ROWS) {
+            statements.insert_actions(batch).await?;
+        }
+        for batch in records.chunks(BATCH_ROWS) {
+            statements.insert_records(batch).await?;
+        }
+        for batch in journaled.chunks(BATCH_ROWS) {
+            statements.remove_journals(batch).await?;
+        }
+        for batch in taken.chunks(BATCH_ROWS) {
+            statements.cancel_actions(batch).await?;
+        }
+        for batch in given_up.chunks(BATCH_ROWS) {
+            statements.hand_off_turns(batch).await?;
         }
         Ok(())
     }
@@ -240,6 +281,25 @@ impl<'a> Turns<'a> {
         }
         Ok(())
     }
+}
+
+/// What is left of a turn whose conversation was taken over while it was decided, if that is to end it.
+fn suppressed(turn: &TurnCommit, current: &HashMap<Uuid, Conversation>) -> Option<TurnCommit> {
+    let conversation = current.get(&turn.conversation_id?)?;
+    if !turn.suppress_if_taken || conversation.status == ConversationStatus::Bot {
+        return None;
+    }
+    let said = turn.messages.iter().filter(|message| message.role == Role::User);
+    Some(TurnCommit {
+        state: TerminalState::HandedOff,
+        messages: said.cloned().collect(),
+        metadata_patch: None,
+        workflow_state: None,
+        handoff: false,
+        actions: Vec::new(),
+        deliveries: Vec::new(),
+        ..turn.clone()
+    })
 }
 
 fn committed(turn: &TurnCommit, first_ordinal: Option<i64>) -> CommitOutcome {

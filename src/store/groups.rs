@@ -1,6 +1,6 @@
-//! What the database does in groups: commits of turns, beginnings and ends of sends.
+//! What the database does in groups: commits of turns, beginnings and ends of sends, steps of journals.
 //!
-//! Refuses to form groups ([`super::group`]) and to write ([`super::commit`], [`super::sending`]): it says which calls may share
+//! Refuses to form groups ([`super::group`]) and to write ([`super::commit`], [`super::sending`], [`super::journal`]): it says which calls may share
 //! a transaction, and on which database.
 
 use std::sync::Arc;
@@ -8,8 +8,9 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::group::{Group, Tasks, Work};
+use super::journal::Writing;
 use super::sending::{Beginning, Ending};
-use super::{Backend, CommitOutcome, SendStart, Settled, StoreError, TurnCommit, commit};
+use super::{Backend, CommitOutcome, Journaled, SendStart, Settled, StoreError, TurnCommit, commit};
 use crate::telemetry::metric;
 
 /// While one PostgreSQL transaction waits for its disk or a round trip, another one runs; a third only makes groups smaller.
@@ -24,6 +25,7 @@ pub(super) struct Groups {
     commits: Group<Commits>,
     begins: Group<Begins>,
     settles: Group<Settles>,
+    journals: Group<Journals>,
 }
 
 impl Groups {
@@ -37,6 +39,7 @@ impl Groups {
             commits: Group::start(Commits(backend.clone()), in_flight_max, &tasks),
             begins: Group::start(Begins(backend.clone()), in_flight_max, &tasks),
             settles: Group::start(Settles(backend.clone()), in_flight_max, &tasks),
+            journals: Group::start(Journals(backend.clone()), in_flight_max, &tasks),
             tasks,
         }
     }
@@ -56,6 +59,10 @@ impl Groups {
 
     pub(super) async fn settle_send(&self, ending: Ending) -> Result<Option<Settled>, StoreError> {
         self.settles.ask(ending).await
+    }
+
+    pub(super) async fn write_journal(&self, writing: Writing) -> Result<Journaled, StoreError> {
+        self.journals.ask(writing).await
     }
 }
 
@@ -113,6 +120,25 @@ impl Work for Settles {
         match &self.0 {
             Backend::Postgres(database) => database.settle_sends(endings).await,
             Backend::Sqlite(database) => database.settle_sends(endings).await,
+        }
+    }
+}
+
+struct Journals(Backend);
+
+impl Work for Journals {
+    type Asked = Writing;
+    type Outcome = Journaled;
+    type Key = Uuid;
+
+    fn keys(writing: &Writing) -> Vec<Uuid> {
+        vec![writing.turn_id]
+    }
+
+    async fn run(&self, writings: &[Writing]) -> Result<Vec<Journaled>, StoreError> {
+        match &self.0 {
+            Backend::Postgres(database) => database.write_journals(writings).await,
+            Backend::Sqlite(database) => database.write_journals(writings).await,
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::message::Timestamp;
 mod commit;
 mod conversations;
 mod deliveries;
+mod journal;
 mod turns;
 
 /// Set on every connection. No transaction of ours waits for anything between its statements, so one that does belongs to a

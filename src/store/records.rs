@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::NewAction;
 use crate::message::{
     Attachment, Author, ConversationKey, ConversationStatus, DeliveryStatus, OutboundPart, Platform, Role,
     TerminalState, Timestamp,
@@ -181,7 +182,16 @@ pub struct TurnCommit {
     pub workflow_state: Option<Value>,
     /// Gives the conversation to a person: its status becomes `human`, unless somebody changed it from `bot` meanwhile.
     pub handoff: bool,
+    /// Tool calls that from now on wait for a person's word.
+    pub actions: Vec<NewAction>,
     pub deliveries: Vec<OutboundPart>,
+    /// When a person has taken the conversation over meanwhile, nothing of the turn leaves or is stored but what the user said,
+    /// and its state is `handed_off`.
+    pub suppress_if_taken: bool,
+    /// Whether the turn has a journal, which ends with it.
+    pub journaled: bool,
+    /// What replay and people need of the turn.
+    pub record: Option<Value>,
     /// W3C trace context of the turn, carried in its deliveries.
     pub traceparent: Option<String>,
     pub timings: TurnTimings,

@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::merge::{storable, storable_json};
 use super::sending::Found;
 use super::{
-    Committed, Conversation, DeliveryCursor, DeliveryRow, NewMessage, PendingDelivery, PendingPage, Position,
-    StoreError, StoredMessage, Turn,
+    Action, Committed, Conversation, DeliveryCursor, DeliveryRow, JournalEntry, NewMessage, PendingDelivery,
+    PendingPage, Position, StoreError, StoredMessage, Turn,
 };
 use crate::message::{ConversationKey, OutboundPart, Timestamp};
 
@@ -49,7 +49,23 @@ macro_rules! delivery_columns {
     };
 }
 
-pub(super) use {conversation_columns, delivery_columns, message_columns, pending_columns};
+/// The columns of a step.
+macro_rules! journal_columns {
+    () => {
+        "step, ordinal, kind, status, request_hash, request, result, started_at, ended_at"
+    };
+}
+
+/// The columns of an action that waits for a person's word, or did.
+macro_rules! action_columns {
+    () => {
+        "id, conversation_id, turn_id, requester, tool, arguments, status, decided_turn_id, created_at, expires_at"
+    };
+}
+
+pub(super) use {
+    action_columns, conversation_columns, delivery_columns, journal_columns, message_columns, pending_columns,
+};
 
 /// How one database hands out the values of a row.
 pub(super) trait Columns {
@@ -187,6 +203,39 @@ pub(super) fn delivery(row: &impl Columns) -> Result<DeliveryRow, StoreError> {
         platform_message_id: optional_text(row, "platform_message_id")?,
         created_at: moment(row, "created_at")?,
         settled_at: optional_moment(row, "settled_at")?,
+    })
+}
+
+pub(super) fn journal_entry(row: &impl Columns) -> Result<JournalEntry, StoreError> {
+    Ok(JournalEntry {
+        step: text(row, "step")?,
+        ordinal: number(row, "ordinal")?,
+        kind: word(row, "kind")?,
+        status: word(row, "status")?,
+        request_hash: text(row, "request_hash")?,
+        request: document(row, "request")?,
+        result: document(row, "result")?,
+        started_at: moment(row, "started_at")?,
+        ended_at: optional_moment(row, "ended_at")?,
+    })
+}
+
+pub(super) fn record(row: &impl Columns) -> Result<Value, StoreError> {
+    document(row, "record")?.ok_or_else(|| unreadable("record"))
+}
+
+pub(super) fn action(row: &impl Columns) -> Result<Action, StoreError> {
+    Ok(Action {
+        id: text(row, "id")?,
+        conversation_id: uuid(row, "conversation_id")?,
+        turn_id: uuid(row, "turn_id")?,
+        requester: optional_text(row, "requester")?,
+        tool: text(row, "tool")?,
+        arguments: text(row, "arguments")?,
+        status: word(row, "status")?,
+        decided_turn_id: optional_uuid(row, "decided_turn_id")?,
+        created_at: moment(row, "created_at")?,
+        expires_at: moment(row, "expires_at")?,
     })
 }
 

@@ -23,6 +23,7 @@ use crate::message::Timestamp;
 mod commit;
 mod conversations;
 mod deliveries;
+mod journal;
 mod turns;
 
 /// How long one process waits for another's write, which is a transaction of milliseconds.

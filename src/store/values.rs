@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use super::journal::Writing;
 use super::merge::{storable, storable_json, storable_object};
 use super::rows::sequence;
 use super::{NewConversation, NewMessage, TurnCommit, TurnTimings};
@@ -131,6 +132,65 @@ pub(super) struct DeliveryEnded<'a> {
     pub(super) settled_at: Option<Timestamp>,
 }
 
+/// A step of a turn. Documents that are not there are left out, as in [`MessageValues`].
+#[derive(Serialize)]
+pub(super) struct JournalValues<'a> {
+    pub(super) turn_id: Uuid,
+    pub(super) step: &'a str,
+    pub(super) ordinal: i64,
+    pub(super) kind: &'static str,
+    pub(super) status: &'static str,
+    pub(super) request_hash: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) request: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) result: Option<Value>,
+    #[serde(serialize_with = "micros")]
+    pub(super) started_at: Timestamp,
+    #[serde(serialize_with = "micros_or_null")]
+    pub(super) ended_at: Option<Timestamp>,
+}
+
+impl<'a> From<&'a Writing> for JournalValues<'a> {
+    fn from(writing: &'a Writing) -> Self {
+        let entry = &writing.entry;
+        Self {
+            turn_id: writing.turn_id,
+            step: &entry.step,
+            ordinal: i64::from(entry.ordinal),
+            kind: entry.kind.as_str(),
+            status: entry.status.as_str(),
+            request_hash: &entry.request_hash,
+            request: entry.request.as_ref().map(storable_json),
+            result: entry.result.as_ref().map(storable_json),
+            started_at: entry.started_at,
+            ended_at: entry.ended_at,
+        }
+    }
+}
+
+/// What is kept of a turn that has ended.
+#[derive(Serialize)]
+pub(super) struct RecordValues {
+    pub(super) turn_id: Uuid,
+    pub(super) record: Value,
+}
+
+/// An action that begins to wait for a person's word.
+#[derive(Serialize)]
+pub(super) struct ActionValues<'a> {
+    pub(super) id: &'a str,
+    pub(super) conversation_id: Uuid,
+    pub(super) turn_id: Uuid,
+    pub(super) requester: Option<Cow<'a, str>>,
+    pub(super) tool: Cow<'a, str>,
+    pub(super) arguments: Cow<'a, str>,
+    #[serde(serialize_with = "micros")]
+    pub(super) created_at: Timestamp,
+    #[serde(serialize_with = "micros")]
+    pub(super) expires_at: Timestamp,
+}
+
 pub(super) fn turn(turn: &TurnCommit) -> TurnValues<'_> {
     TurnValues {
         id: turn.turn_id,
@@ -186,6 +246,26 @@ pub(super) fn messages<'a>(
         tool: message.tool.as_ref().map(storable_json),
         platform_message_id: message.platform_message_id.as_deref().map(storable),
         created_at: message.created_at,
+    })
+}
+
+/// The record of a turn, if it has one.
+pub(super) fn record(turn: &TurnCommit) -> Option<RecordValues> {
+    let record = turn.record.as_ref()?;
+    Some(RecordValues { turn_id: turn.turn_id, record: storable_json(record) })
+}
+
+/// The actions of a turn.
+pub(super) fn actions(turn: &TurnCommit, conversation_id: Uuid) -> impl Iterator<Item = ActionValues<'_>> {
+    turn.actions.iter().map(move |action| ActionValues {
+        id: &action.id,
+        conversation_id,
+        turn_id: turn.turn_id,
+        requester: action.requester.as_deref().map(storable),
+        tool: storable(&action.tool),
+        arguments: storable(&action.arguments),
+        created_at: turn.committed_at,
+        expires_at: action.expires_at,
     })
 }
 

@@ -84,7 +84,11 @@ pub(super) fn frame(task: &Task, key: ConversationKey, turn_id: Uuid, received_a
         metadata_patch: None,
         workflow_state: None,
         handoff: false,
+        actions: Vec::new(),
         deliveries: Vec::new(),
+        suppress_if_taken: false,
+        journaled: false,
+        record: None,
         traceparent: telemetry::current_traceparent(&tracing::Span::current()),
         timings: TurnTimings {
             stream_wait_us: message.delivered_at.micros_since(message.published_at),

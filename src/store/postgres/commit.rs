@@ -17,7 +17,8 @@ use crate::store::error::refused;
 use crate::store::rows::{self, conversation_columns};
 use crate::store::sending::Found;
 use crate::store::values::{
-    ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues, MessageValues, TurnValues,
+    ActionValues, ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues, JournalValues,
+    MessageValues, RecordValues, TurnValues,
 };
 use crate::store::{CommitOutcome, Committed, Conversation, StoreError, TurnCommit};
 
@@ -225,5 +226,64 @@ impl Statements for PgConnection {
             .bind(ended.iter().map(|ended| ended.platform_message_id.as_deref()).bind_iter())
             .bind(ended.iter().map(|ended| ended.settled_at.map(Timestamp::to_offset_date_time)).bind_iter());
         end.execute(self).await.map(drop)
+    }
+
+    async fn hand_off_turns(&mut self, ids: &[Uuid]) -> Result<(), sqlx::Error> {
+        sqlx::query("UPDATE turns SET state = 'handed_off' WHERE id = ANY($1)").bind(ids).execute(self).await.map(drop)
+    }
+
+    async fn write_journal(&mut self, steps: &[JournalValues<'_>]) -> Result<(), sqlx::Error> {
+        const WRITE: &str = "INSERT INTO turn_journal (turn_id, step, ordinal, kind, status, request_hash, request, \
+                 result, started_at, ended_at) \
+             SELECT * FROM UNNEST($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
+             ON CONFLICT (turn_id, step) DO UPDATE SET ordinal = excluded.ordinal, kind = excluded.kind, \
+                 status = excluded.status, request_hash = excluded.request_hash, request = excluded.request, \
+                 result = excluded.result, started_at = excluded.started_at, ended_at = excluded.ended_at";
+        let write = sqlx::query(WRITE)
+            .bind(steps.iter().map(|step| step.turn_id).bind_iter())
+            .bind(steps.iter().map(|step| step.step).bind_iter())
+            .bind(steps.iter().map(|step| step.ordinal).bind_iter())
+            .bind(steps.iter().map(|step| step.kind).bind_iter())
+            .bind(steps.iter().map(|step| step.status).bind_iter())
+            .bind(steps.iter().map(|step| step.request_hash).bind_iter())
+            .bind(steps.iter().map(|step| step.request.as_ref()).bind_iter())
+            .bind(steps.iter().map(|step| step.result.as_ref()).bind_iter())
+            .bind(steps.iter().map(|step| step.started_at.to_offset_date_time()).bind_iter())
+            .bind(steps.iter().map(|step| step.ended_at.map(Timestamp::to_offset_date_time)).bind_iter());
+        write.execute(self).await.map(drop)
+    }
+
+    async fn remove_journals(&mut self, turn_ids: &[Uuid]) -> Result<(), sqlx::Error> {
+        sqlx::query("DELETE FROM turn_journal WHERE turn_id = ANY($1)").bind(turn_ids).execute(self).await.map(drop)
+    }
+
+    async fn insert_records(&mut self, records: &[RecordValues]) -> Result<(), sqlx::Error> {
+        const INSERT: &str = "INSERT INTO turn_records (turn_id, record) SELECT * FROM UNNEST($1, $2)";
+        let insert = sqlx::query(INSERT)
+            .bind(records.iter().map(|record| record.turn_id).bind_iter())
+            .bind(records.iter().map(|record| &record.record).bind_iter());
+        insert.execute(self).await.map(drop)
+    }
+
+    async fn insert_actions(&mut self, actions: &[ActionValues<'_>]) -> Result<(), sqlx::Error> {
+        const INSERT: &str = "INSERT INTO pending_actions (id, conversation_id, turn_id, requester, tool, arguments, \
+                 created_at, expires_at, status) \
+             SELECT *, 'pending' FROM UNNEST($1, $2, $3, $4, $5, $6, $7, $8)";
+        let insert = sqlx::query(INSERT)
+            .bind(actions.iter().map(|action| action.id).bind_iter())
+            .bind(actions.iter().map(|action| action.conversation_id).bind_iter())
+            .bind(actions.iter().map(|action| action.turn_id).bind_iter())
+            .bind(actions.iter().map(|action| action.requester.as_deref()).bind_iter())
+            .bind(actions.iter().map(|action| &*action.tool).bind_iter())
+            .bind(actions.iter().map(|action| &*action.arguments).bind_iter())
+            .bind(actions.iter().map(|action| action.created_at.to_offset_date_time()).bind_iter())
+            .bind(actions.iter().map(|action| action.expires_at.to_offset_date_time()).bind_iter());
+        insert.execute(self).await.map(drop)
+    }
+
+    async fn cancel_actions(&mut self, conversation_ids: &[Uuid]) -> Result<(), sqlx::Error> {
+        const CANCEL: &str =
+            "UPDATE pending_actions SET status = 'cancelled' WHERE status = 'pending' AND conversation_id = ANY($1)";
+        sqlx::query(CANCEL).bind(conversation_ids).execute(self).await.map(drop)
     }
 }

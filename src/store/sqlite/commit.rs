@@ -18,7 +18,8 @@ use crate::store::error::refused;
 use crate::store::rows::{self, conversation_columns};
 use crate::store::sending::Found;
 use crate::store::values::{
-    ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues, MessageValues, TurnValues,
+    ActionValues, ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues, JournalValues,
+    MessageValues, RecordValues, TurnValues,
 };
 use crate::store::{CommitOutcome, Committed, Conversation, StoreError, TurnCommit};
 
@@ -150,5 +151,49 @@ impl Statements for SqliteConnection {
                  platform_message_id = value ->> 'platform_message_id', settled_at = value ->> 'settled_at' \
              FROM json_each($1) WHERE d.id = value ->> 'id'";
         sqlx::query(END).bind(Json(ended)).execute(self).await.map(drop)
+    }
+
+    async fn hand_off_turns(&mut self, ids: &[Uuid]) -> Result<(), sqlx::Error> {
+        const UPDATE: &str = "UPDATE turns SET state = 'handed_off' WHERE id IN (SELECT value FROM json_each($1))";
+        sqlx::query(UPDATE).bind(Json(ids)).execute(self).await.map(drop)
+    }
+
+    async fn write_journal(&mut self, steps: &[JournalValues<'_>]) -> Result<(), sqlx::Error> {
+        const WRITE: &str = "INSERT INTO turn_journal (turn_id, step, ordinal, kind, status, request_hash, request, \
+                 result, started_at, ended_at) \
+             SELECT value ->> 'turn_id', value ->> 'step', value ->> 'ordinal', value ->> 'kind', value ->> 'status', \
+                 value ->> 'request_hash', value -> 'request', value -> 'result', value ->> 'started_at', \
+                 value ->> 'ended_at' \
+             FROM json_each($1) WHERE TRUE \
+             ON CONFLICT (turn_id, step) DO UPDATE SET ordinal = excluded.ordinal, kind = excluded.kind, \
+                 status = excluded.status, request_hash = excluded.request_hash, request = excluded.request, \
+                 result = excluded.result, started_at = excluded.started_at, ended_at = excluded.ended_at";
+        sqlx::query(WRITE).bind(Json(steps)).execute(self).await.map(drop)
+    }
+
+    async fn remove_journals(&mut self, turn_ids: &[Uuid]) -> Result<(), sqlx::Error> {
+        const REMOVE: &str = "DELETE FROM turn_journal WHERE turn_id IN (SELECT value FROM json_each($1))";
+        sqlx::query(REMOVE).bind(Json(turn_ids)).execute(self).await.map(drop)
+    }
+
+    async fn insert_records(&mut self, records: &[RecordValues]) -> Result<(), sqlx::Error> {
+        const INSERT: &str = "INSERT INTO turn_records (turn_id, record) \
+             SELECT value ->> 'turn_id', value -> 'record' FROM json_each($1)";
+        sqlx::query(INSERT).bind(Json(records)).execute(self).await.map(drop)
+    }
+
+    async fn insert_actions(&mut self, actions: &[ActionValues<'_>]) -> Result<(), sqlx::Error> {
+        const INSERT: &str = "INSERT INTO pending_actions (id, conversation_id, turn_id, requester, tool, arguments, \
+                 status, created_at, expires_at) \
+             SELECT value ->> 'id', value ->> 'conversation_id', value ->> 'turn_id', value ->> 'requester', \
+                 value ->> 'tool', value ->> 'arguments', 'pending', value ->> 'created_at', value ->> 'expires_at' \
+             FROM json_each($1)";
+        sqlx::query(INSERT).bind(Json(actions)).execute(self).await.map(drop)
+    }
+
+    async fn cancel_actions(&mut self, conversation_ids: &[Uuid]) -> Result<(), sqlx::Error> {
+        const CANCEL: &str = "UPDATE pending_actions SET status = 'cancelled' \
+             WHERE status = 'pending' AND conversation_id IN (SELECT value FROM json_each($1))";
+        sqlx::query(CANCEL).bind(Json(conversation_ids)).execute(self).await.map(drop)
     }
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
 use super::Sqlite;
-use crate::message::{Platform, Timestamp};
+use crate::message::{ConversationStatus, Platform, Timestamp};
 use crate::store::commit::Statements as _;
 use crate::store::error::{refused, refused_or_open};
 use crate::store::rows::{self, conversation_columns, message_columns};
@@ -127,6 +127,9 @@ impl Sqlite {
         let Some(current) = transaction.lock_conversations(&[id]).await?.remove(&id) else {
             return Ok(None);
         };
+        if matches!(patch.status, Some(ConversationStatus::Human | ConversationStatus::Closed)) {
+            transaction.cancel_actions(&[id]).await.map_err(&refused)?;
+        }
         let patched = merge::patched(current, patch, now);
         sqlx::query(UPDATE)
             .bind(id.hyphenated())
