@@ -10,20 +10,23 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::{Config, ResponderConfig, ResponderKind};
-use crate::message::{Attachment, ConversationKey, InboundMessage, Platform, ReplyMessage, Sender};
-use crate::store::StoredMessage;
+use crate::message::{Attachment, ConversationKey, InboundMessage, Platform, ReplyMessage, Role, Sender};
+use crate::store::{NewAction, StoredMessage};
 
 pub mod echo;
 pub mod history;
+pub mod journal;
 pub mod openai;
 pub mod script;
 
 use echo::Echo;
+use journal::Journal;
 use openai::OpenAiResponder;
 use script::{Script, ScriptError};
 
@@ -62,14 +65,55 @@ pub struct TurnContext {
     pub attempt: u32,
     /// When the turn is given up.
     pub deadline: Instant,
-    /// Cancelled when the turn must stop: shutdown, loss of ownership, an interrupting message.
+    /// Cancelled when the turn must stop: shutdown, loss of ownership.
     pub cancellation: CancellationToken,
+    /// What the turn has done so far; see [`TurnContext::step`].
+    pub journal: Journal,
+    /// Where text may go while it is being made. Provisional: only the reply counts.
+    pub deltas: Deltas,
+}
+
+impl TurnContext {
+    /// A first attempt with a minute to go, a journal in memory and nobody listening: for tests of responders.
+    #[must_use]
+    pub fn new(turn_id: Uuid) -> Self {
+        Self {
+            turn_id,
+            attempt: 1,
+            deadline: Instant::now() + Duration::from_secs(60),
+            cancellation: CancellationToken::new(),
+            journal: Journal::in_memory(turn_id),
+            deltas: Deltas::default(),
+        }
+    }
+}
+
+/// Takes the text of a reply while it is being made, for those who watch.
+#[derive(Debug, Clone, Default)]
+pub struct Deltas(Option<mpsc::UnboundedSender<String>>);
+
+impl Deltas {
+    pub(crate) const fn to(listener: mpsc::UnboundedSender<String>) -> Self {
+        Self(Some(listener))
+    }
+
+    /// The next piece of text. Whether anybody reads it makes no difference.
+    pub fn send(&self, text: &str) {
+        if let Some(listener) = self.0.as_ref().filter(|_| !text.is_empty()) {
+            // A listener who has left does not hear it.
+            let _ = listener.send(text.to_owned());
+        }
+    }
 }
 
 /// What the turn shall say and change, once committed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Reply {
     pub messages: Vec<ReplyMessage>,
+    /// What came before the messages and belongs into the history with them: tool calls and their results.
+    pub transcript: Vec<TranscriptMessage>,
+    /// Tool calls that from now on wait for a person's word.
+    pub actions: Vec<NewAction>,
     /// RFC 7386 merge patch for the conversation's metadata.
     pub metadata: Option<Map<String, Value>>,
     /// The new `metadata.workflow_state`.
@@ -84,6 +128,16 @@ impl Reply {
     pub fn text(content: impl Into<String>) -> Self {
         Self { messages: vec![ReplyMessage::text(content)], ..Self::default() }
     }
+}
+
+/// A message of the turn that the user does not see.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TranscriptMessage {
+    /// `assistant` with tool calls, or `tool` with a result.
+    pub role: Role,
+    pub content: String,
+    /// As [`StoredMessage::tool`].
+    pub tool: Option<Value>,
 }
 
 /// Why a turn has no reply. Messages are for operators and must not hold secrets or message bodies.
@@ -108,6 +162,11 @@ pub trait Responder: Send + Sync + 'static {
     /// # Errors
     /// See [`TurnError`]; the turn's attempts are counted by the caller.
     async fn respond(&self, context: &TurnContext, request: &TurnRequest) -> Result<Reply, TurnError>;
+
+    /// What it is made of, such as model and parameters, for the record of its turns. No secret.
+    fn describe(&self) -> Value {
+        Value::Null
+    }
 }
 
 /// The responders of a deployment, by name.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
+use serde_json::{Value, json};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -21,13 +22,14 @@ use crate::message::{
     TerminalState,
 };
 use crate::responder::history::{self, Budget, HistoryCache};
+use crate::responder::journal::{Fault, Journal};
 use crate::responder::{
-    ConversationView, NewUserMessage, Reply, Responder, Responders, TurnContext, TurnError, TurnRequest,
+    ConversationView, Deltas, NewUserMessage, Reply, Responder, Responders, TurnContext, TurnError, TurnRequest,
 };
 use crate::scheduler::{Failure, Task, Verdict, Work};
 use crate::store::{
-    CommitOutcome, Committed, Conversation, NewConversation, PendingDelivery, Store, StoreError, StoredMessage,
-    TurnCommit,
+    CommitOutcome, Committed, Conversation, JournalEntry, NewConversation, PendingDelivery, Store, StoreError,
+    StoredMessage, TurnCommit,
 };
 use crate::stream::{DeadLetter, Publisher, StreamMessage};
 use crate::telemetry::{chain, json_fault, metric};
@@ -202,13 +204,18 @@ impl Turns {
             attempt: task.attempt,
             deadline: tokio::time::Instant::now() + self.turn_timeout,
             cancellation: task.cancellation.clone(),
+            journal: Journal::durable(envelope.turn_id, self.store.clone(), task.ownership),
+            deltas: Deltas::default(),
         };
         let span =
             tracing::info_span!("invoke_agent", otel.name = format!("invoke_agent {name}"), otel.kind = "internal");
         let started = std::time::Instant::now();
         let reply = ask(responder.as_ref(), &context, &request).instrument(span).await;
         *responder_time = started.elapsed();
-        reply.map(|reply| Decided { reply, responder: Some(name.clone()), silent: false }).map_err(Box::new)
+        let reply = reply.map_err(Box::new)?;
+        let steps = context.journal.written().await;
+        let record = (!steps.is_empty()).then(|| record(responder.describe(), &steps));
+        Ok(Decided { reply, responder: Some(name.clone()), record, silent: false })
     }
 
     /// The stored messages of a conversation, from the cache when it is up to date, else from the database.
@@ -267,7 +274,11 @@ impl Turns {
         match outcome {
             CommitOutcome::Committed { committed, deliveries, first_ordinal } => {
                 if let (Some(loaded), Some(first)) = (loaded, first_ordinal) {
-                    self.remember(loaded, &commit, first).await;
+                    // Less was stored than was to be when a person took over meanwhile.
+                    match committed.state() == commit.state {
+                        true => self.remember(loaded, &commit, first).await,
+                        false => self.cache.invalidate(loaded.conversation.id).await,
+                    }
                 }
                 if commit.key.channel == Channel::Web {
                     self.publisher.turn_notice(committed.turn_id()).await;
@@ -338,6 +349,12 @@ impl Turns {
             reason: Some(format!("{}: {}", failure.reason, failure.error)),
             ..frame(task, key.clone(), turn_id, received_at)
         };
+        // What its tools did stays known, though nothing of it is in the history.
+        let steps = self.store.journal(turn_id).await.map_err(|error| away(&error))?;
+        if !steps.is_empty() {
+            commit.journaled = true;
+            commit.record = Some(record(Value::Null, &steps));
+        }
         if let Some(text) = self.notice(&key, failure) {
             let row = self.store.load_turn(&key, &task.message.message_id).await.map_err(|error| away(&error))?;
             let conversation = row.conversation.map(|conversation| conversation.id);
@@ -402,12 +419,14 @@ enum Loaded {
 struct Decided {
     reply: Reply,
     responder: Option<String>,
+    /// Of a turn that has a journal.
+    record: Option<Value>,
     silent: bool,
 }
 
 impl Decided {
     fn silent() -> Self {
-        Self { reply: Reply::default(), responder: None, silent: true }
+        Self { reply: Reply::default(), responder: None, record: None, silent: true }
     }
 
     fn state(&self) -> TerminalState {
@@ -432,7 +451,13 @@ async fn ask(
 ) -> Result<Reply, Verdict<Committed>> {
     let failure = |reason, error: String, user_message| Failure { reason, error, user_message };
     let answer = tokio::time::timeout_at(context.deadline, responder.respond(context, request));
-    match context.cancellation.run_until_cancelled(answer).await {
+    let answer = context.cancellation.run_until_cancelled(answer).await;
+    match context.journal.fault() {
+        Some(Fault::Fenced) => return Err(Verdict::Fenced),
+        Some(Fault::Store(cause)) => return Err(Verdict::Wait { cause: cause.clone(), after: None }),
+        None => {}
+    }
+    match answer {
         None => Err(Verdict::Stopped),
         Some(Ok(Err(TurnError::Cancelled))) if context.cancellation.is_cancelled() => Err(Verdict::Stopped),
         // Stopped attempts do not count, so a responder that only says so would be asked for ever.
@@ -451,6 +476,11 @@ async fn ask(
             Err(Verdict::Hopeless(failure("responder", message, user_message)))
         }
     }
+}
+
+/// What replay and people need of a turn: who decided it, and everything that was asked and answered on the way.
+fn record(responder: Value, steps: &[JournalEntry]) -> Value {
+    json!({ "responder": responder, "steps": steps })
 }
 
 fn bot_of(message: &StreamMessage) -> String {

@@ -8,8 +8,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use turnwise::config::{OpenAi, ResponderConfig, ResponderKind, Secret};
 use turnwise::message::{Channel, ConversationKey, InboundMessage, Peer, Platform};
 use turnwise::responder::openai::OpenAiResponder;
@@ -106,12 +104,7 @@ fn responder(model: &Model) -> OpenAiResponder {
 }
 
 fn context() -> TurnContext {
-    TurnContext {
-        turn_id: Uuid::from_u128(7),
-        attempt: 2,
-        deadline: Instant::now() + Duration::from_secs(30),
-        cancellation: CancellationToken::new(),
-    }
+    TurnContext { attempt: 2, ..TurnContext::new(Uuid::from_u128(7)) }
 }
 
 fn request() -> TurnRequest {

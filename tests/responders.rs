@@ -3,10 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use turnwise::message::{
     Attachment, Author, Channel, ConversationKey, InboundMessage, Peer, Platform, Role, Timestamp,
 };
@@ -38,12 +35,7 @@ async fn echo_has_nothing_to_say_to_nothing() {
 }
 
 fn context() -> TurnContext {
-    TurnContext {
-        turn_id: Uuid::from_u128(7),
-        attempt: 1,
-        deadline: Instant::now() + Duration::from_secs(30),
-        cancellation: CancellationToken::new(),
-    }
+    TurnContext::new(Uuid::from_u128(7))
 }
 
 fn request(texts: &[&str]) -> TurnRequest {

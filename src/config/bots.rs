@@ -86,7 +86,10 @@ fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accoun
     let responder = responder(table, responders);
     let burst = table.optional("burst", &word(&[("queue", Burst::Queue)], &["collect", "interrupt", "reject"]));
     table.optional("quiet", &no_quiet());
-    let reply_in_flight = table.optional("reply_in_flight", &word(&[("send", ReplyInFlight::Send)], &["suppress"]));
+    let reply_in_flight = table.optional(
+        "reply_in_flight",
+        &word(&[("send", ReplyInFlight::Send), ("suppress", ReplyInFlight::Suppress)], &[]),
+    );
     let on_uncertain =
         table.optional("on_uncertain", &word(&[("resend", OnUncertain::Resend), ("hold", OnUncertain::Hold)], &[]));
     let failure_reply = table.optional("failure_reply", &text(FAILURE_REPLY_CHARS_MAX));

@@ -193,6 +193,8 @@ pub enum Burst {
 pub enum ReplyInFlight {
     /// It still leaves.
     Send,
+    /// It is dropped; what the user said is kept.
+    Suppress,
 }
 
 /// What happens to a part of which nobody can tell whether it arrived.

@@ -163,8 +163,8 @@ impl Rule {
         Reply {
             messages,
             metadata: (!metadata.is_empty()).then_some(metadata),
-            workflow_state: None,
             handoff: self.handoff,
+            ..Reply::default()
         }
     }
 }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::{Decided, Open, Settings};
 use crate::channel;
+use crate::config::ReplyInFlight;
 use crate::message::{
     Author, ConversationKey, ConversationStatus, Envelope, InboundMessage, OutboundPart, Platform, ReplyMessage, Role,
     TerminalState, Timestamp,
@@ -43,6 +44,17 @@ pub(super) fn compose(
         platform_message_id: message.platform_message_id.clone(),
         created_at: envelope.received_at,
     });
+    let transcript = decided.reply.transcript.into_iter().map(|message| NewMessage {
+        id: Uuid::now_v7(),
+        role: message.role,
+        author: Author::Bot,
+        content: message.content,
+        attachments: Vec::new(),
+        tool: message.tool,
+        platform_message_id: None,
+        created_at: commit.committed_at,
+    });
+    commit.messages.extend(transcript);
     for reply in decided.reply.messages {
         let reply = ReplyMessage { content: reply.content.replace('\0', ""), ..reply };
         let id = Uuid::now_v7();
@@ -61,6 +73,10 @@ pub(super) fn compose(
     commit.metadata_patch = merged(envelope.metadata.clone(), decided.reply.metadata);
     commit.workflow_state = decided.reply.workflow_state;
     commit.handoff = decided.reply.handoff;
+    commit.actions = decided.reply.actions;
+    commit.suppress_if_taken = settings.bot.reply_in_flight == ReplyInFlight::Suppress && !decided.silent;
+    commit.journaled = decided.record.is_some();
+    commit.record = decided.record;
     tracing::debug!(bot = settings.bot.name, state = %commit.state, "turn decided");
     commit
 }

@@ -41,14 +41,14 @@ channel = "web"
 responder = "zzzzzz"
 burst = "collect"
 quiet = "2s"
-reply_in_flight = "suppress"
+reply_in_flight = "drop"
 on_uncertain = "drop"
 failure_reply = """#,
         &[
             r#"3 bots.b.responder: there is no responder "zzzzzz"; responders here: echo"#,
             r#"4 bots.b.burst: "collect" is not available in this version; use "queue""#,
             r#"5 bots.b.quiet: "2s" is not available in this version; use "0s""#,
-            r#"6 bots.b.reply_in_flight: "suppress" is not available in this version; use "send""#,
+            r#"6 bots.b.reply_in_flight: "drop" is not one of the words allowed here; write "send" or "suppress""#,
             r#"7 bots.b.on_uncertain: "drop" is not known; use "resend" or "hold""#,
             "8 bots.b.failure_reply: is empty; write 1 to 2000 characters",
         ],
