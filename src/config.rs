@@ -24,8 +24,9 @@ mod settings;
 pub use problem::{ConfigError, Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
-    Bot, BotChannel, Burst, Console, Database, Http, MessengerBot, Nats, NatsAuth, NatsServer, NatsTls, OnUncertain,
-    OpenAi, ReplyInFlight, ResponderConfig, ResponderKind, Sync, TelegramBot, Telemetry, Updates, WebBot, Worker,
+    Bot, BotChannel, Burst, Console, Database, Http, MessengerBot, ModelApi, ModelConfig, Nats, NatsAuth, NatsServer,
+    NatsTls, OnUncertain, ReplyInFlight, ResponderConfig, ResponderKind, Sync, TelegramBot, Telemetry, Updates, WebBot,
+    Worker,
 };
 
 use expected::{NAME_ALPHABET, in_name_alphabet, name};

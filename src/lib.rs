@@ -12,6 +12,8 @@ pub mod telemetry;
 
 pub mod http;
 
+pub mod model;
+
 pub mod store;
 
 pub mod channel;

@@ -17,17 +17,19 @@ use uuid::Uuid;
 
 use crate::config::{Config, ResponderConfig, ResponderKind};
 use crate::message::{Attachment, ConversationKey, InboundMessage, Platform, ReplyMessage, Role, Sender};
+use crate::model;
 use crate::store::{NewAction, StoredMessage};
 
+pub mod assistant;
 pub mod echo;
 pub mod history;
 pub mod journal;
-pub mod openai;
+pub mod request;
 pub mod script;
 
+use assistant::Assistant;
 use echo::Echo;
 use journal::Journal;
-use openai::OpenAiResponder;
 use script::{Script, ScriptError};
 
 /// What a responder is told about the conversation.
@@ -206,6 +208,17 @@ pub enum BuildError {
     Unknown { bot: String, responder: String, known: String },
 }
 
+impl BuildError {
+    fn of_model(name: &str, error: model::BuildError) -> Self {
+        let name = name.to_owned();
+        match error {
+            model::BuildError::BaseUrl => Self::BaseUrl { name },
+            model::BuildError::ApiKey => Self::ApiKey { name },
+            model::BuildError::HttpClient(source) => Self::HttpClient { name, source },
+        }
+    }
+}
+
 /// Builds the responders of a deployment: one per `[responders.*]` table, and those registered in Rust. Script files are
 /// read and checked here, and every bot must find its responder.
 ///
@@ -250,7 +263,11 @@ fn build_one(name: &str, settings: &ResponderConfig) -> Result<Arc<dyn Responder
                 .map_err(|source| BuildError::Script { name: name.to_owned(), source })?;
             Ok(Arc::new(script))
         }
-        ResponderKind::OpenAi(model) => Ok(Arc::new(OpenAiResponder::new(name, settings, model)?)),
+        ResponderKind::Model(model) => {
+            let prompt = model.system_prompt.clone();
+            let model = model::build(settings, model).map_err(|error| BuildError::of_model(name, error))?;
+            Ok(Arc::new(Assistant::new(model, prompt)))
+        }
     }
 }
 

@@ -11,9 +11,10 @@ use super::bots::NAME_CHARS_MAX;
 use super::expected::{
     Expected, NAME_ALPHABET, base_url, duration, in_name_alphabet, is_name, number, text, whole, word,
 };
+use super::problem::alternatives;
 use super::reader::Table;
 use super::secret::{self, path};
-use super::{OpenAi, ResponderConfig, ResponderKind};
+use super::{ModelApi, ModelConfig, ResponderConfig, ResponderKind};
 
 /// Below this no network answers; a person does not wait for longer than an hour.
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3_600);
@@ -30,6 +31,9 @@ const HISTORY_TOKENS: RangeInclusive<u32> = 256..=2_000_000;
 /// OpenAI's range: <https://platform.openai.com/docs/api-reference/chat/create#chat_create-temperature>.
 const TEMPERATURE: RangeInclusive<f64> = 0.0..=2.0;
 
+/// Anthropic's: <https://docs.anthropic.com/en/api/messages#body-temperature>.
+const ANTHROPIC_TEMPERATURE: RangeInclusive<f64> = 0.0..=1.0;
+
 /// No model writes more in one answer.
 const OUTPUT_TOKENS: RangeInclusive<u32> = 1..=1_000_000;
 
@@ -41,24 +45,31 @@ const SYSTEM_PROMPT_BYTES_MAX: usize = 256 * 1024;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    OpenAi,
+    Model(ModelApi),
     Echo,
     Script,
 }
 
-/// Every key that not all kinds have, and the kind that has it.
-const KIND_KEYS: &[(&str, Kind)] = &[
-    ("base_url", Kind::OpenAi),
-    ("api_key", Kind::OpenAi),
-    ("model", Kind::OpenAi),
-    ("system_prompt", Kind::OpenAi),
-    ("system_prompt_file", Kind::OpenAi),
-    ("temperature", Kind::OpenAi),
-    ("max_output_tokens", Kind::OpenAi),
-    ("file", Kind::Script),
+const OPENAI: Kind = Kind::Model(ModelApi::OpenAi);
+const ANTHROPIC: Kind = Kind::Model(ModelApi::Anthropic);
+
+/// The kinds that call a model.
+const MODELS: &[Kind] = &[OPENAI, ANTHROPIC];
+
+/// Every key that not all kinds have, and the kinds that have it.
+const KIND_KEYS: &[(&str, &[Kind])] = &[
+    ("base_url", MODELS),
+    ("api_key", MODELS),
+    ("model", MODELS),
+    ("system_prompt", MODELS),
+    ("system_prompt_file", MODELS),
+    ("temperature", MODELS),
+    ("max_output_tokens", MODELS),
+    ("file", &[Kind::Script]),
 ];
 
-const KINDS: &[(&str, Kind)] = &[("openai", Kind::OpenAi), ("echo", Kind::Echo), ("script", Kind::Script)];
+const KINDS: &[(&str, Kind)] =
+    &[("openai", OPENAI), ("anthropic", ANTHROPIC), ("echo", Kind::Echo), ("script", Kind::Script)];
 
 const PLANNED_KINDS: &[&str] = &["http"];
 
@@ -95,7 +106,7 @@ fn responder(table: &Table<'_>) -> Option<ResponderConfig> {
     history.finish(&[]);
 
     let settings = match kind {
-        Some(Kind::OpenAi) => openai(table).map(ResponderKind::OpenAi),
+        Some(Kind::Model(api)) => model(table, api).map(ResponderKind::Model),
         Some(Kind::Echo) => Some(ResponderKind::Echo),
         Some(Kind::Script) => script(table),
         None => {
@@ -115,14 +126,29 @@ fn responder(table: &Table<'_>) -> Option<ResponderConfig> {
     })
 }
 
-fn openai(table: &Table<'_>) -> Option<OpenAi> {
-    let base_url = table.required("base_url", &base_url("http://127.0.0.1:11434/v1"));
+fn model(table: &Table<'_>, api: ModelApi) -> Option<ModelConfig> {
+    let (base_url, temperatures) = match api {
+        ModelApi::OpenAi => (table.required("base_url", &base_url("http://127.0.0.1:11434/v1")), TEMPERATURE),
+        ModelApi::Anthropic => {
+            let default = ModelConfig::ANTHROPIC_BASE_URL;
+            let written = table.optional("base_url", &base_url(default));
+            (Some(written.unwrap_or_else(|| default.to_owned())), ANTHROPIC_TEMPERATURE)
+        }
+    };
     let api_key = table.optional_secret("api_key", &secret::ANY);
     let model = table.required("model", &text(MODEL_CHARS_MAX));
     let system_prompt = system_prompt(table);
-    let temperature = table.optional("temperature", &number(TEMPERATURE));
+    let temperature = table.optional("temperature", &number(temperatures));
     let max_output_tokens = table.optional("max_output_tokens", &whole(OUTPUT_TOKENS));
-    Some(OpenAi { base_url: base_url?, api_key, model: model?, system_prompt, temperature, max_output_tokens })
+    Some(ModelConfig {
+        api,
+        base_url: base_url?,
+        api_key,
+        model: model?,
+        system_prompt,
+        temperature,
+        max_output_tokens,
+    })
 }
 
 fn system_prompt(table: &Table<'_>) -> Option<String> {
@@ -154,11 +180,14 @@ fn script(table: &Table<'_>) -> Option<ResponderKind> {
 
 /// The keys of other kinds, and whose they are; and those of later versions.
 fn strangers(kind: Option<Kind>) -> Vec<(&'static str, String)> {
-    let name = |wanted: Kind| KINDS.iter().find(|(_, kind)| *kind == wanted).map_or("", |(name, _)| name);
+    let names = |homes: &[Kind]| {
+        let names: Vec<_> = KINDS.iter().filter(|(_, kind)| homes.contains(kind)).map(|(name, _)| *name).collect();
+        alternatives(&names)
+    };
     let foreign = KIND_KEYS
         .iter()
-        .filter(|(_, home)| Some(*home) != kind)
-        .map(|(key, home)| (*key, format!("belongs to responders of kind \"{}\"", name(*home))));
+        .filter(|(_, homes)| kind.is_none_or(|kind| !homes.contains(&kind)))
+        .map(|(key, homes)| (*key, format!("belongs to responders of kind {}", names(homes))));
     let planned = PLANNED_KEYS.into_iter().map(|key| (key, "is not available in this version".to_owned()));
     foreign.chain(planned).collect()
 }

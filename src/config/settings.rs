@@ -338,17 +338,42 @@ pub enum ResponderKind {
     Script {
         file: PathBuf,
     },
-    OpenAi(OpenAi),
+    Model(ModelConfig),
+}
+
+/// The API that a model is called by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelApi {
+    /// OpenAI's Chat Completions, which most servers speak.
+    OpenAi,
+    /// Anthropic's Messages.
+    Anthropic,
+}
+
+impl ModelApi {
+    /// As `kind` in the configuration, and as `gen_ai.provider.name` on spans.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::OpenAi => "openai",
+            Self::Anthropic => "anthropic",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub struct OpenAi {
+pub struct ModelConfig {
+    pub api: ModelApi,
     /// Without a slash at the end.
     pub base_url: String,
     pub api_key: Option<Secret>,
     pub model: String,
     pub system_prompt: Option<String>,
-    /// 0 to 2.
+    /// 0 to 2; Anthropic's to 1.
     pub temperature: Option<f64>,
     pub max_output_tokens: Option<u32>,
+}
+
+impl ModelConfig {
+    pub(super) const ANTHROPIC_BASE_URL: &str = "https://api.anthropic.com";
 }
