@@ -14,6 +14,8 @@ pub mod http;
 
 pub mod model;
 
+pub mod tool;
+
 pub mod store;
 
 pub mod channel;

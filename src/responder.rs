@@ -19,6 +19,7 @@ use crate::config::{Config, ResponderConfig, ResponderKind};
 use crate::message::{Attachment, ConversationKey, InboundMessage, Platform, ReplyMessage, Role, Sender};
 use crate::model;
 use crate::store::{NewAction, StoredMessage};
+use crate::tool::Toolbox;
 
 pub mod assistant;
 pub mod echo;
@@ -27,7 +28,7 @@ pub mod journal;
 pub mod request;
 pub mod script;
 
-use assistant::Assistant;
+use assistant::{Assistant, Tools};
 use echo::Echo;
 use journal::Journal;
 use script::{Script, ScriptError};
@@ -224,7 +225,7 @@ impl BuildError {
 ///
 /// # Errors
 /// Every problem found, never none.
-pub fn build(config: &Config, registered: Responders) -> Result<Responders, Vec<BuildError>> {
+pub fn build(config: &Config, registered: Responders, toolbox: &Toolbox) -> Result<Responders, Vec<BuildError>> {
     let mut responders = registered;
     let mut errors = Vec::new();
     for (name, settings) in &config.responders {
@@ -232,7 +233,7 @@ pub fn build(config: &Config, registered: Responders) -> Result<Responders, Vec<
             errors.push(BuildError::Doubled { name: name.clone() });
             continue;
         }
-        match build_one(name, settings) {
+        match build_one(name, settings, toolbox) {
             Ok(responder) => drop(responders.insert(name.clone(), responder)),
             Err(error) => errors.push(error),
         }
@@ -250,7 +251,7 @@ pub fn build(config: &Config, registered: Responders) -> Result<Responders, Vec<
 /// The script of `turnwise dev`, as it is written beside its database, to be changed by whoever tries it out.
 pub const DEMO_SCRIPT: &str = include_str!("responder/demo.toml");
 
-fn build_one(name: &str, settings: &ResponderConfig) -> Result<Arc<dyn Responder>, BuildError> {
+fn build_one(name: &str, settings: &ResponderConfig, toolbox: &Toolbox) -> Result<Arc<dyn Responder>, BuildError> {
     match &settings.kind {
         ResponderKind::Echo => Ok(Arc::new(Echo)),
         ResponderKind::Script { file } => {
@@ -266,7 +267,12 @@ fn build_one(name: &str, settings: &ResponderConfig) -> Result<Arc<dyn Responder
         ResponderKind::Model(model) => {
             let prompt = model.system_prompt.clone();
             let model = model::build(settings, model).map_err(|error| BuildError::of_model(name, error))?;
-            Ok(Arc::new(Assistant::new(model, prompt)))
+            let assistant = Assistant::new(model, prompt);
+            if settings.tools.is_empty() {
+                return Ok(Arc::new(assistant));
+            }
+            let (names, rounds_max) = (settings.tools.clone(), settings.max_tool_rounds);
+            Ok(Arc::new(assistant.with_tools(Tools { toolbox: toolbox.clone(), names, rounds_max })))
         }
     }
 }

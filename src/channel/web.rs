@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{Verified, json};
-use crate::store::Conversation;
 use crate::message::{Channel, ConversationKey, Envelope, Event, InboundMessage, Peer, Platform, Sender, Timestamp};
+use crate::store::Conversation;
 
 /// One message of a caller whose right to this conversation has been checked.
 #[derive(Debug, Clone)]

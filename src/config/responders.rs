@@ -14,6 +14,7 @@ use super::expected::{
 use super::problem::alternatives;
 use super::reader::Table;
 use super::secret::{self, path};
+use super::tools::selection;
 use super::{ModelApi, ModelConfig, ResponderConfig, ResponderKind};
 
 /// Below this no network answers; a person does not wait for longer than an hour.
@@ -27,6 +28,9 @@ const HISTORY_MESSAGES: RangeInclusive<u32> = 1..=1_000;
 
 /// The smallest holds a question and an answer; the largest context windows hold about two million tokens.
 const HISTORY_TOKENS: RangeInclusive<u32> = 256..=2_000_000;
+
+/// A call to the model each. A model that has not come to an answer after some ten goes round in circles.
+const TOOL_ROUNDS: RangeInclusive<u32> = 1..=64;
 
 /// OpenAI's range: <https://platform.openai.com/docs/api-reference/chat/create#chat_create-temperature>.
 const TEMPERATURE: RangeInclusive<f64> = 0.0..=2.0;
@@ -65,6 +69,8 @@ const KIND_KEYS: &[(&str, &[Kind])] = &[
     ("system_prompt_file", MODELS),
     ("temperature", MODELS),
     ("max_output_tokens", MODELS),
+    ("tools", MODELS),
+    ("max_tool_rounds", MODELS),
     ("file", &[Kind::Script]),
 ];
 
@@ -73,10 +79,10 @@ const KINDS: &[(&str, Kind)] =
 
 const PLANNED_KINDS: &[&str] = &["http"];
 
-const PLANNED_KEYS: [&str; 3] = ["tools", "max_tool_rounds", "workflow"];
+const PLANNED_KEYS: [&str; 1] = ["workflow"];
 
-/// Reads every responder; `registered` are the names that Rust code answers to.
-pub(super) fn read(table: &Table<'_>, registered: &[String]) -> BTreeMap<String, ResponderConfig> {
+/// Reads every responder; `registered` are the names that Rust code answers to, `tools` those that exist.
+pub(super) fn read(table: &Table<'_>, registered: &[String], tools: &[&str]) -> BTreeMap<String, ResponderConfig> {
     let mut responders = BTreeMap::new();
     for (name, value) in table.named() {
         if let Err(wrong) = is_name(name, in_name_alphabet, NAME_CHARS_MAX) {
@@ -89,14 +95,14 @@ pub(super) fn read(table: &Table<'_>, registered: &[String]) -> BTreeMap<String,
             value.problem("is the name of a responder in Rust code", "choose another name");
         }
         let Some(table) = value.table() else { continue };
-        if let Some(responder) = responder(&table) {
+        if let Some(responder) = responder(&table, tools) {
             responders.insert(name.to_owned(), responder);
         }
     }
     responders
 }
 
-fn responder(table: &Table<'_>) -> Option<ResponderConfig> {
+fn responder(table: &Table<'_>, known_tools: &[&str]) -> Option<ResponderConfig> {
     let kind = table.required("kind", &word(KINDS, PLANNED_KINDS));
     let timeout = table.optional("timeout", &duration(TIMEOUT, "60s"));
     let max_concurrency = table.optional("max_concurrency", &whole(CONCURRENCY));
@@ -105,8 +111,14 @@ fn responder(table: &Table<'_>) -> Option<ResponderConfig> {
     let history_tokens = history.optional("tokens", &whole(HISTORY_TOKENS));
     history.finish(&[]);
 
+    let mut tools = Vec::new();
+    let mut max_tool_rounds = None;
     let settings = match kind {
-        Some(Kind::Model(api)) => model(table, api).map(ResponderKind::Model),
+        Some(Kind::Model(api)) => {
+            tools = table.value("tools").map(|value| selection(&value, known_tools)).unwrap_or_default();
+            max_tool_rounds = table.optional("max_tool_rounds", &whole(TOOL_ROUNDS));
+            model(table, api).map(ResponderKind::Model)
+        }
         Some(Kind::Echo) => Some(ResponderKind::Echo),
         Some(Kind::Script) => script(table),
         None => {
@@ -122,6 +134,8 @@ fn responder(table: &Table<'_>) -> Option<ResponderConfig> {
         max_concurrency: max_concurrency.unwrap_or(default.max_concurrency),
         history_messages: history_messages.unwrap_or(default.history_messages),
         history_tokens: history_tokens.unwrap_or(default.history_tokens),
+        tools,
+        max_tool_rounds: max_tool_rounds.unwrap_or(default.max_tool_rounds),
         kind: default.kind,
     })
 }

@@ -145,7 +145,8 @@ struct Confirmation {
 
 impl Confirmation {
     fn read(body: &Map<String, Value>) -> Result<Option<Self>, Problem> {
-        let wrong = || Problem::field(422, "confirm", "must be { \"id\": an action's id, \"approve\": true or false }.");
+        let wrong =
+            || Problem::field(422, "confirm", "must be { \"id\": an action's id, \"approve\": true or false }.");
         match body.get("confirm") {
             None | Some(Value::Null) => Ok(None),
             Some(confirm) => match (&confirm["id"], &confirm["approve"]) {

@@ -54,7 +54,11 @@ impl Sqlite {
             " FROM pending_actions WHERE conversation_id = $1 AND (status = 'pending' OR decided_turn_id = $2) \
              ORDER BY created_at, id LIMIT 1000"
         );
-        let found = sqlx::query(LIST).bind(conversation_id.hyphenated()).bind(turn_id.hyphenated()).fetch_all(&self.readers).await;
+        let found = sqlx::query(LIST)
+            .bind(conversation_id.hyphenated())
+            .bind(turn_id.hyphenated())
+            .fetch_all(&self.readers)
+            .await;
         found.map_err(refused("list actions"))?.iter().map(rows::action).collect()
     }
 
@@ -68,7 +72,11 @@ impl Sqlite {
             action_columns!(),
             " FROM pending_actions WHERE conversation_id = $1 AND turn_id = $2 ORDER BY created_at, id LIMIT 1000"
         );
-        let found = sqlx::query(LIST).bind(conversation_id.hyphenated()).bind(turn_id.hyphenated()).fetch_all(&self.readers).await;
+        let found = sqlx::query(LIST)
+            .bind(conversation_id.hyphenated())
+            .bind(turn_id.hyphenated())
+            .fetch_all(&self.readers)
+            .await;
         found.map_err(refused("list a turn's actions"))?.iter().map(rows::action).collect()
     }
 
