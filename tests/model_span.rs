@@ -95,13 +95,8 @@ fn responder(model: &Model) -> OpenAiResponder {
         temperature: Some(0.5),
         max_output_tokens: None,
     };
-    let shared = ResponderConfig {
-        kind: ResponderKind::OpenAi(settings.clone()),
-        timeout: Duration::from_secs(10),
-        max_concurrency: 8,
-        history_messages: 40,
-        history_tokens: 8_000,
-    };
+    let kind = ResponderKind::OpenAi(settings.clone());
+    let shared = ResponderConfig { timeout: Duration::from_secs(10), max_concurrency: 8, ..ResponderConfig::new(kind) };
     OpenAiResponder::new("model", &shared, &settings).unwrap()
 }
 

@@ -17,8 +17,7 @@ use crate::{context, request};
 pub(crate) const API_KEY: &str = "sk-very-secret-123";
 
 pub(crate) fn settings(kind: ResponderKind) -> ResponderConfig {
-    let timeout = Duration::from_secs(10);
-    ResponderConfig { kind, timeout, max_concurrency: 8, history_messages: 40, history_tokens: 8_000 }
+    ResponderConfig { timeout: Duration::from_secs(10), max_concurrency: 8, ..ResponderConfig::new(kind) }
 }
 
 pub(crate) fn open_ai(base_url: &str) -> OpenAi {
@@ -78,6 +77,7 @@ pub(crate) fn config(
         console: Console { token: None },
         bots: BTreeMap::from([("demo".to_owned(), bot)]),
         responders: responders.into_iter().map(|(name, settings)| (name.to_owned(), settings)).collect(),
+        tools: BTreeMap::new(),
     }
 }
 
