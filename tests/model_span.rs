@@ -1,4 +1,4 @@
-//! The span of a model call. One test in a program of its own: `tracing` asks only one thread's subscriber whether a span
+//! The span of a model call, and what is logged of one. One test in a program of its own: `tracing` asks only one thread's subscriber whether a span
 //! is wanted, so a test on another thread could switch it off.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -39,7 +39,7 @@ impl Write for Log {
 }
 
 #[tokio::test]
-async fn each_call_has_a_span_with_usage_and_without_words() {
+async fn calls_are_traced_and_logged_without_words() {
     use tracing_subscriber::fmt::format::FmtSpan;
     let log = Log::default();
     let sink = log.clone();
@@ -51,16 +51,20 @@ async fn each_call_has_a_span_with_usage_and_without_words() {
         .finish();
     let guard = tracing::subscriber::set_default(subscriber);
     let busy = status(429, &json!({ "error": { "message": "PROVIDER" } }));
-    let mut model = Model::start([says("REPLY"), busy]).await;
+    let mut model = Model::start([says("REPLY"), busy, says("REPLY"), says("REPLY")]).await;
     let responder = responder(&model);
-    responder.respond(&context(), &request()).await.unwrap();
-    responder.respond(&context(), &request()).await.unwrap_err();
+    responder.respond(&context(), &request("PROMPT")).await.unwrap();
+    responder.respond(&context(), &request("PROMPT")).await.unwrap_err();
+    // A server that counts 12 tokens of this has not read it.
+    for _ in 0..2 {
+        responder.respond(&context(), &request(&"PROMPT ".repeat(5_000))).await.unwrap();
+    }
     drop(guard);
-    assert_eq!(model.bodies().len(), 2);
+    assert_eq!(model.bodies().len(), 4);
 
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     let spans: Vec<_> = log.lines().filter(|line| line.contains("turnwise::model") && line.contains("close")).collect();
-    let [first, second] = spans[..] else { panic!("{log}") };
+    let [first, second, ..] = spans[..] else { panic!("{log}") };
     let fields = [
         "otel.name=chat llama3",
         "otel.kind=\"client\"",
@@ -82,6 +86,9 @@ async fn each_call_has_a_span_with_usage_and_without_words() {
     }
     assert!(!first.contains("error.type"), "{first}");
     assert!(second.contains("error.type=\"rate_limited\""), "{second}");
+    let warnings: Vec<_> = log.lines().filter(|line| line.contains("it may cut long prompts silently")).collect();
+    assert_eq!(warnings.len(), 1, "once for the two: {warnings:?}");
+    assert!(warnings[0].contains("WARN") && warnings[0].contains("counted_tokens=12"), "{warnings:?}");
     for word in ["PROMPT", "REPLY", "Be brief", API_KEY] {
         assert!(!log.contains(word), "{word} is in the log");
     }
@@ -106,8 +113,8 @@ fn context() -> TurnContext {
     TurnContext { attempt: 2, ..TurnContext::new(Uuid::from_u128(7)) }
 }
 
-fn request() -> TurnRequest {
-    let message = InboundMessage { text: "PROMPT".to_owned(), ..InboundMessage::default() };
+fn request(text: &str) -> TurnRequest {
+    let message = InboundMessage { text: text.to_owned(), ..InboundMessage::default() };
     TurnRequest {
         conversation: ConversationView {
             id: Uuid::from_u128(1),

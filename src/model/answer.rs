@@ -70,7 +70,7 @@ impl Draft {
 pub(super) enum Event {
     /// Part of the answer.
     Part,
-    /// A sign of life without content.
+    /// A sign of life, or an announcement, without content.
     KeepAlive,
     /// Nothing follows.
     Last,
@@ -219,7 +219,7 @@ impl Reader {
     /// Any frame may be an error.
     fn refuse_error(&self, frame: &Value) -> Result<(), ModelFailure> {
         match frame.get(0).unwrap_or(frame).get("error").filter(|error| !error.is_null()) {
-            Some(_) => Err(classify_inside(frame, None, &self.quoting)),
+            Some(_) => Err(classify_inside(frame, &self.quoting)),
             None => Ok(()),
         }
     }

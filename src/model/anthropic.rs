@@ -49,7 +49,11 @@ pub(super) fn body(settings: &ModelConfig, request: &ModelRequest) -> Value {
 /// One event of a stream. New types of events and blocks may come at any time, and are passed over.
 pub(super) fn read_event(draft: &mut Draft, event: &Value, on_delta: &dyn Fn(&str)) -> Result<Event, ModelFailure> {
     match event.get("type").and_then(Value::as_str).unwrap_or_default() {
-        "message_start" => read_envelope(draft, event.get("message").unwrap_or(&Value::Null)),
+        "message_start" => {
+            // Sent before the model has begun.
+            read_envelope(draft, event.get("message").unwrap_or(&Value::Null));
+            return Ok(Event::KeepAlive);
+        }
         "content_block_start" => {
             let block = event.get("content_block").unwrap_or(&Value::Null);
             read_block(draft, index(event), block, on_delta);

@@ -2,7 +2,7 @@
 //!
 //! Refuses to look at a clock, to wait and to log: the time is an argument, the caller does the rest. Failures count by
 //! conversation, so that one whose every call fails, for a reason of its own, cannot cut off the others. Invariants: while
-//! open nobody is let through; when the pause is over exactly one call is, and the next only after its outcome; a call that
+//! open nobody is let through; when the pause is over exactly one call is, and the next only once it is answered; a call that
 //! began before the circuit opened decides nothing about it any more.
 
 use std::time::Duration;
@@ -23,7 +23,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A wait this long, asked for by a server, is for everybody; a shorter one is left to the turn that was told.
 const LONG_WAIT: Duration = Duration::from_secs(5);
 
-/// While the one call of the half-open circuit is on its way, nobody knows when it ends.
+/// While the one call of the half-open circuit is on its way, nobody knows when its answer begins.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -88,6 +88,14 @@ impl Breaker {
             State::HalfOpen { .. } => return Err(PROBE_WAIT),
         }
         Ok(Permit { generation: self.generation, conversation_id })
+    }
+
+    /// The call has been answered with the first words. If it is the one of the half-open circuit the others need not wait
+    /// for its last; a closed circuit waits for the outcome.
+    pub(super) fn begun(&mut self, permit: Permit) {
+        if permit.generation == self.generation && matches!(self.state, State::HalfOpen { .. }) {
+            self.enter(State::Closed { failed: Vec::new() });
+        }
     }
 
     /// Takes the outcome of a call that was let through.
@@ -212,6 +220,28 @@ mod tests {
         let probe = breaker.admit(chat(1), now).ok();
         assert_eq!(probe.and_then(|probe| breaker.settle(probe, Verdict::Unknown, now)), None);
         assert!(breaker.admit(chat(2), now).is_ok());
+    }
+
+    #[test]
+    fn the_first_words_close_a_half_open_circuit() {
+        let mut breaker = Breaker::new();
+        let now = Instant::now();
+        fail(&mut breaker, FAILURES_MAX, now);
+        let now = now + PAUSE_MIN;
+        let probe = breaker.admit(chat(1), now).ok();
+        assert_eq!(breaker.admit(chat(2), now), Err(PROBE_WAIT));
+        let settled = probe.and_then(|probe| {
+            breaker.begun(probe);
+            assert!(breaker.admit(chat(2), now).is_ok());
+            breaker.settle(probe, FAILED, now)
+        });
+        assert_eq!(settled, None, "its end decides nothing any more");
+        let breaks_off = (0..FAILURES_MAX).map(|number| {
+            let permit = breaker.admit(chat(number), now).ok()?;
+            breaker.begun(permit);
+            breaker.settle(permit, FAILED, now)
+        });
+        assert_eq!(breaks_off.last().flatten(), Some(Opened(PAUSE_MIN)), "answers that break off are failures still");
     }
 
     #[derive(Debug, Clone)]

@@ -111,11 +111,16 @@ impl Endpoint {
     }
 
     /// One call, within its own time and the turn's, under one span.
-    async fn call(&self, call: &ModelCall<'_>, request: &ModelRequest) -> Result<ModelResponse, ModelFailure> {
+    async fn call(
+        &self,
+        call: &ModelCall<'_>,
+        request: &ModelRequest,
+        admission: &Admission<'_>,
+    ) -> Result<ModelResponse, ModelFailure> {
         let span = self.span(call);
         let started = Instant::now();
         let own_end = started + self.timeout;
-        let exchange = self.exchange(call, request, started).instrument(span.clone());
+        let exchange = self.exchange(call, request, admission, started).instrument(span.clone());
         let outcome = match timeout_at(own_end.min(call.deadline), exchange).await {
             Ok(outcome) => outcome,
             Err(_) if call.deadline < own_end => Err(ModelFailure::turn_over()),
@@ -134,6 +139,7 @@ impl Endpoint {
         &self,
         call: &ModelCall<'_>,
         request: &ModelRequest,
+        admission: &Admission<'_>,
         started: Instant,
     ) -> Result<ModelResponse, ModelFailure> {
         let first_event_at_the_latest = started + self.timeouts.first_event;
@@ -147,7 +153,13 @@ impl Endpoint {
                 .await
                 .unwrap_or_else(|_| ModelFailure::timeout(self.timeouts.first_event)));
         }
-        let (answer, first_token) = self.read(call, response, first_event_at_the_latest).await?;
+        let after = retry_after(response.headers(), OffsetDateTime::now_utc());
+        let read = self.read(call, admission, response, first_event_at_the_latest).await;
+        let (answer, first_token) = read.map_err(|failure| match failure.fault {
+            // An error inside an answer of status 200; its headers may still say how long to wait.
+            Fault::Busy => ModelFailure { after, ..failure },
+            _ => failure,
+        })?;
         let first_token = first_token.map(|moment| moment.duration_since(started));
         self.record(&answer, first_token);
         if let Some(reported) = answer.usage.input_tokens {
@@ -184,6 +196,7 @@ impl Endpoint {
     async fn read(
         &self,
         call: &ModelCall<'_>,
+        admission: &Admission<'_>,
         mut response: Response,
         first_event_at_the_latest: Instant,
     ) -> Result<(Answer, Option<Instant>), ModelFailure> {
@@ -208,6 +221,7 @@ impl Endpoint {
             let now = Instant::now();
             if first_token.is_none() && reader.has_begun() {
                 first_token = Some(now);
+                admission.begun();
             }
             if reader.is_complete() && !was_complete {
                 at_the_latest = now + self.timeouts.idle.min(USAGE_WAIT_MAX);
@@ -332,7 +346,7 @@ impl Model for Endpoint {
             return Err(ModelFailure::turn_over());
         };
         let mut admission = self.admit(call)?;
-        let outcome = self.call(call, request).await;
+        let outcome = self.call(call, request, &admission).await;
         admission.verdict = verdict(&outcome, call.deadline);
         outcome
     }
@@ -357,6 +371,12 @@ struct Admission<'a> {
     endpoint: &'a Endpoint,
     permit: Permit,
     verdict: Verdict,
+}
+
+impl Admission<'_> {
+    fn begun(&self) {
+        lock(&self.endpoint.breaker).begun(self.permit);
+    }
 }
 
 impl Drop for Admission<'_> {

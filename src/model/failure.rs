@@ -164,8 +164,8 @@ pub(super) fn classify(status: u16, body: Option<&Value>, after: Option<Duration
 
 /// What an error means that came with status 200, in a stream or as its body: a gateway that has already said 200 can put
 /// the true status only there, as a code or as a word.
-pub(super) fn classify_inside(body: &Value, after: Option<Duration>, quoting: &Quoting) -> ModelFailure {
-    classify(ServerError::read(Some(body)).status().unwrap_or(500), Some(body), after, quoting)
+pub(super) fn classify_inside(body: &Value, quoting: &Quoting) -> ModelFailure {
+    classify(ServerError::read(Some(body)).status().unwrap_or(500), Some(body), None, quoting)
 }
 
 /// The status that goes with a word for an error. Anthropic: <https://docs.anthropic.com/en/api/errors>; OpenAI and those

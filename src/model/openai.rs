@@ -48,7 +48,10 @@ pub(super) fn read_chunk(draft: &mut Draft, frame: &Value, on_delta: &dyn Fn(&st
     // With `n` left at 1 there is one choice; a server that sends others was not asked to.
     let choices = frame.get("choices").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let first = |choice: &&Value| choice.get("index").and_then(Value::as_u64).unwrap_or(0) == 0;
-    let Some(choice) = choices.iter().find(first) else { return Ok(Event::Part) };
+    let counted = frame.get("usage").is_some_and(Value::is_object);
+    let Some(choice) = choices.iter().find(first) else {
+        return Ok(if counted { Event::Part } else { Event::KeepAlive });
+    };
     if let Some(delta) = choice.get("delta") {
         let text = delta.get("content").map(text).unwrap_or_default();
         if !text.is_empty() {
@@ -62,7 +65,7 @@ pub(super) fn read_chunk(draft: &mut Draft, frame: &Value, on_delta: &dyn Fn(&st
         }
     }
     read_finish(draft, choice);
-    Ok(Event::Part)
+    Ok(if counted || draft.complete || brings_something(choice) { Event::Part } else { Event::KeepAlive })
 }
 
 /// The one body of a server that does not stream.
@@ -86,10 +89,26 @@ fn read_envelope(draft: &mut Draft, frame: &Value) {
     Draft::set_count(&mut draft.usage.output_tokens, frame.pointer("/usage/completion_tokens"));
 }
 
+/// Whether a delta holds more than the role, which is often sent long before the first word; reasoning counts, too.
+fn brings_something(choice: &Value) -> bool {
+    let full = |value: &Value| match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        _ => true,
+    };
+    let delta = choice.get("delta").and_then(Value::as_object);
+    delta.into_iter().flatten().any(|(name, value)| name != "role" && full(value))
+}
+
 fn read_finish(draft: &mut Draft, choice: &Value) {
     let Some(reason) = choice.get("finish_reason").and_then(Value::as_str).filter(|reason| !reason.is_empty()) else {
         return;
     };
+    if reason == "error" {
+        // OpenRouter's word for an answer that broke off on its way to it.
+        return;
+    }
     draft.finish = Some(match reason {
         "length" => Finish::Length,
         "content_filter" => Finish::ContentFilter,

@@ -35,8 +35,15 @@ async fn a_server_that_only_shows_signs_of_life_is_given_up() {
     check(ModelApi::OpenAi, &half, Step::Silence, stuck).await;
     check(ModelApi::OpenAi, &half, alive(b": processing\n\n"), stuck).await;
     check(ModelApi::OpenAi, &half, alive(b"data:\n\n"), stuck).await;
+    // An announcement is not yet an answer.
+    let role = "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
+    check(ModelApi::OpenAi, role, Step::Silence, never).await;
+    check(ModelApi::OpenAi, role, alive(b"data: {\"choices\":[{\"index\":0,\"delta\":{}}]}\n\n"), never).await;
+    let ping = b"event: ping\ndata: {\"type\":\"ping\"}\n\n";
     let starts = "data: {\"type\":\"message_start\"}\n\n";
-    check(ModelApi::Anthropic, starts, alive(b"event: ping\ndata: {\"type\":\"ping\"}\n\n"), stuck).await;
+    check(ModelApi::Anthropic, starts, alive(ping), never).await;
+    let half = "data: {\"type\":\"content_block_start\",\"index\":0}\n\n";
+    check(ModelApi::Anthropic, half, alive(ping), stuck).await;
 }
 
 #[tokio::test]

@@ -145,6 +145,8 @@ async fn an_answer_cut_off_in_any_way_is_a_failure_worth_another_try() {
     check(clean, Fault::Transport, "the call to the model server failed: ").await;
     let error = json!({ "error": { "message": "Overloaded.", "code": 503 } });
     check(stream(&[says("half"), error]), Fault::Busy, "the model server answered HTTP 503: Overloaded.").await;
+    let broke = json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": "error" }] });
+    check(stream(&[says("half"), broke]), Fault::Malformed, no_reason).await;
     let empty = Play { status: 200, headers: Vec::new(), steps: Vec::new() };
     check(empty, Fault::Malformed, "the model server's answer is empty").await;
 }
@@ -167,6 +169,15 @@ async fn once_complete_an_answer_needs_neither_counts_nor_an_orderly_end() {
     let wire = Wire::start([play]).await;
     let answer = ask(&model(&wire), &question("x")).await.unwrap();
     assert_eq!((answer.content.as_str(), answer.usage.input_tokens), ("whole", Some(12)));
+}
+
+#[tokio::test]
+async fn an_error_inside_a_stream_keeps_the_wait_of_the_header() {
+    let mut play = stream(&[json!({ "error": { "message": "Later.", "code": 429 } })]);
+    play.headers.push(("retry-after", "2"));
+    let wire = Wire::start([play]).await;
+    let failure = ask(&model(&wire), &question("x")).await.unwrap_err();
+    assert_eq!((failure.status, failure.after), (Some(429), Some(Duration::from_secs(2))));
 }
 
 #[tokio::test]
