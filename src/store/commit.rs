@@ -1,11 +1,9 @@
 //! What committing a group of turns is, in terms of the statements that each database has for it.
 //!
-//! Refuses to end the transaction: whoever began it does as [`End`] says. Invariants: what becomes of one turn never depends
-//! on another of its group, because [`keys`] keeps those apart that share anything; locks are taken in one order, partitions,
-//! ledger rows, conversations, and each kind in its own order, so groups of several processes never wait in a circle.
+//! Refuses to end the transaction: whoever began it does as [`End`] says. Invariant: what becomes of one turn never depends on
+//! another of its group, because [`keys`] keeps those apart that share anything.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -15,17 +13,37 @@ use super::values::{
     self, ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues, MessageValues,
     TurnValues,
 };
-use super::{BATCH_ROWS, CommitOutcome, Committed, Conversation, PendingDelivery, StoreError, TurnCommit, merge};
+use super::{
+    BATCH_ROWS, CommitOutcome, Committed, Conversation, Ownership, PendingDelivery, StoreError, TurnCommit, merge,
+};
 use crate::message::ConversationKey;
 
-/// The statements of groups, one round trip each, inside a transaction. None takes more rows than [`BATCH_ROWS`], and none
-/// is for an empty list.
+/// A partition as the database knows it: its stream's number, and its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+pub(super) struct Partition(pub(super) i64, pub(super) u16);
+
+impl Partition {
+    pub(super) const fn of(ownership: &Ownership) -> Self {
+        Self(ownership.stream, ownership.partition)
+    }
+}
+
+/// Under which epoch each partition is owned.
+pub(super) type Epochs = HashMap<Partition, i64>;
+
+/// Whether this ownership is the partition's present one.
+pub(super) fn is_owned(epochs: &Epochs, ownership: &Ownership) -> bool {
+    epochs.get(&Partition::of(ownership)) == Some(&ownership.epoch)
+}
+
+/// The statements of groups, one round trip each, inside a transaction. None takes more rows than [`BATCH_ROWS`], and none but
+/// the first is for an empty list.
 pub(super) trait Statements: Send {
-    /// The epochs of partitions (stream and number), which stay as they are until the transaction ends.
+    /// The epochs of partitions, which stay as they are until the transaction ends.
     fn lock_partitions(
         &mut self,
-        partitions: &BTreeSet<(i64, u16)>,
-    ) -> impl Future<Output = Result<HashMap<(i64, u16), i64>, StoreError>> + Send;
+        partitions: &BTreeSet<Partition>,
+    ) -> impl Future<Output = Result<Epochs, StoreError>> + Send;
 
     /// Writes the ledger rows that are not there yet, and tells their dedupe ids.
     fn insert_turns(
@@ -75,13 +93,14 @@ pub(super) trait Statements: Send {
     fn end_deliveries(&mut self, ended: &[DeliveryEnded<'_>]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
 
-/// What two turns of one group do not have in common.
+/// What two calls of one group do not have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     Message(String),
     Conversation(Uuid),
     /// Of a conversation to be opened.
     Open(ConversationKey),
+    Delivery(Uuid),
 }
 
 pub(super) fn keys(turn: &TurnCommit) -> Vec<Key> {
@@ -103,13 +122,18 @@ pub(super) enum End {
 
 /// The turns of a group and what became of each.
 pub(super) struct Turns<'a> {
-    turns: &'a [Arc<TurnCommit>],
+    turns: Vec<&'a TurnCommit>,
     outcomes: Vec<Option<CommitOutcome>>,
 }
 
 impl<'a> Turns<'a> {
-    pub(super) fn new(turns: &'a [Arc<TurnCommit>]) -> Self {
-        Self { turns, outcomes: turns.iter().map(|_| None).collect() }
+    pub(super) fn new(turns: Vec<&'a TurnCommit>) -> Self {
+        Self { outcomes: turns.iter().map(|_| None).collect(), turns }
+    }
+
+    /// Those of the turns that are still to be written.
+    pub(super) fn partitions(&self) -> impl Iterator<Item = Partition> {
+        self.undecided().into_iter().map(|turn| Partition::of(&turn.ownership))
     }
 
     /// In the order of the turns, once the transaction has ended.
@@ -117,31 +141,20 @@ impl<'a> Turns<'a> {
         self.outcomes.into_iter().flatten().collect()
     }
 
-    /// Everything but the end of the transaction.
-    pub(super) async fn write(&mut self, statements: &mut impl Statements) -> Result<End, StoreError> {
-        self.fence(statements).await?;
+    /// Everything but the end of the transaction, and the locks on [`Turns::partitions`], which come first.
+    pub(super) async fn write(&mut self, statements: &mut impl Statements, epochs: &Epochs) -> Result<End, StoreError> {
+        self.decide(|turn| Ok((!is_owned(epochs, &turn.ownership)).then_some(CommitOutcome::Fenced)))?;
         self.enter_ledger(statements).await?;
-        let undecided = self.undecided();
-        let current = self.take_conversations(statements).await?;
-        let written = self.undecided();
-        if written.is_empty() {
+        let entered = self.undecided().len();
+        if entered == 0 {
             return Ok(End::RollBack);
         }
-        if written.len() < undecided.len() {
+        let current = self.take_conversations(statements).await?;
+        if self.undecided().len() < entered {
             return Ok(End::RollBackAndRepeat);
         }
         self.write_contents(statements, &current).await.map_err(refused("commit turns"))?;
         Ok(End::Commit)
-    }
-
-    async fn fence(&mut self, statements: &mut impl Statements) -> Result<(), StoreError> {
-        let partitions = |turn: &TurnCommit| (turn.ownership.stream, turn.ownership.partition);
-        let wanted = self.undecided().into_iter().map(partitions).collect();
-        let epochs = statements.lock_partitions(&wanted).await?;
-        self.decide(|turn| {
-            let owned = epochs.get(&partitions(turn)) == Some(&turn.ownership.epoch);
-            Ok((!owned).then_some(CommitOutcome::Fenced))
-        })
     }
 
     async fn enter_ledger(&mut self, statements: &mut impl Statements) -> Result<(), StoreError> {
@@ -227,7 +240,7 @@ impl<'a> Turns<'a> {
 
     fn undecided(&self) -> Vec<&'a TurnCommit> {
         let turns = self.turns.iter().zip(&self.outcomes);
-        turns.filter(|(_, outcome)| outcome.is_none()).map(|(turn, _)| &**turn).collect()
+        turns.filter(|(_, outcome)| outcome.is_none()).map(|(turn, _)| *turn).collect()
     }
 
     /// Asks for the outcome of each turn that has none.

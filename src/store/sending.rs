@@ -4,10 +4,11 @@
 //! and nothing leaves `sent`; a state is judged and changed under its row's lock.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use uuid::Uuid;
 
-use super::commit::Statements;
+use super::commit::{Epochs, Statements, is_owned};
 use super::error::refused;
 use super::merge::storable;
 use super::values::{DeliveryBegun, DeliveryEnded};
@@ -36,23 +37,38 @@ pub(super) struct Found {
     pub(super) tried_at: Option<Timestamp>,
 }
 
-/// Begins sends of different deliveries; in their order.
-pub(super) async fn begin_all(
+/// What became of sends, in the order in which they were asked for.
+#[derive(Default)]
+pub(super) struct Moved {
+    pub(super) starts: Vec<SendStart>,
+    pub(super) ends: Vec<Option<Settled>>,
+}
+
+/// Begins and ends sends of different deliveries; the partitions of those to be begun are locked.
+pub(super) async fn move_all(
     statements: &mut impl Statements,
-    beginnings: &[Beginning],
-) -> Result<Vec<SendStart>, StoreError> {
-    let partition = |ownership: &Ownership| (ownership.stream, ownership.partition);
-    let partitions = beginnings.iter().map(|beginning| partition(&beginning.ownership)).collect();
-    let epochs = statements.lock_partitions(&partitions).await?;
-    let is_owned =
-        |beginning: &&Beginning| epochs.get(&partition(&beginning.ownership)) == Some(&beginning.ownership.epoch);
-    let ids = beginnings.iter().filter(is_owned).map(|beginning| beginning.delivery_id).collect::<Vec<_>>();
-    if ids.is_empty() {
-        return Ok(beginnings.iter().map(|_| SendStart::Fenced).collect());
-    }
-    let found = statements.lock_deliveries(&ids).await?;
-    let start = |beginning: &Beginning| match found.get(&beginning.delivery_id) {
-        _ if !is_owned(&beginning) => SendStart::Fenced,
+    epochs: &Epochs,
+    beginnings: &[&Beginning],
+    endings: &[&Ending],
+) -> Result<Moved, StoreError> {
+    let owned = beginnings.iter().filter(|beginning| is_owned(epochs, &beginning.ownership));
+    let ids = owned.map(|beginning| beginning.delivery_id).chain(endings.iter().map(|ending| ending.delivery_id));
+    let ids = ids.collect::<Vec<_>>();
+    let found = if ids.is_empty() { HashMap::new() } else { statements.lock_deliveries(&ids).await? };
+    Ok(Moved {
+        starts: begin_all(statements, epochs, &found, beginnings).await.map_err(refused("begin sends"))?,
+        ends: end_all(statements, &found, endings).await.map_err(refused("settle sends"))?,
+    })
+}
+
+async fn begin_all(
+    statements: &mut impl Statements,
+    epochs: &Epochs,
+    found: &HashMap<Uuid, Found>,
+    beginnings: &[&Beginning],
+) -> Result<Vec<SendStart>, sqlx::Error> {
+    let start = |beginning: &&Beginning| match found.get(&beginning.delivery_id) {
+        _ if !is_owned(epochs, &beginning.ownership) => SendStart::Fenced,
         Some(found) => begin(beginning.delivery_id, found, beginning.now),
         None => SendStart::Unknown(disowned(beginning.delivery_id.to_string())),
     };
@@ -65,18 +81,16 @@ pub(super) async fn begin_all(
     });
     let begun = begun.collect::<Vec<_>>();
     if !begun.is_empty() {
-        statements.begin_deliveries(&begun).await.map_err(refused("begin sends"))?;
+        statements.begin_deliveries(&begun).await?;
     }
     Ok(starts)
 }
 
-/// Records what became of sends of different deliveries; in their order.
-pub(super) async fn settle_all(
+async fn end_all(
     statements: &mut impl Statements,
-    endings: &[Ending],
-) -> Result<Vec<Option<Settled>>, StoreError> {
-    let ids = endings.iter().map(|ending| ending.delivery_id).collect::<Vec<_>>();
-    let found = statements.lock_deliveries(&ids).await?;
+    found: &HashMap<Uuid, Found>,
+    endings: &[&Ending],
+) -> Result<Vec<Option<Settled>>, sqlx::Error> {
     let (mut ended, mut settled) = (Vec::new(), Vec::with_capacity(endings.len()));
     for Ending { delivery_id, result, now } in endings {
         let Some(Found { status, .. }) = found.get(delivery_id) else {
@@ -93,7 +107,7 @@ pub(super) async fn settle_all(
         settled.push(receipt);
     }
     if !ended.is_empty() {
-        statements.end_deliveries(&ended).await.map_err(refused("settle sends"))?;
+        statements.end_deliveries(&ended).await?;
     }
     Ok(settled)
 }

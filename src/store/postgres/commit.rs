@@ -1,9 +1,8 @@
-//! Committing turns on PostgreSQL: the statements of groups, rows given column by column.
+//! Writing groups on PostgreSQL: the statements of groups, rows given column by column.
 //!
 //! Refuses to loop over rows. Invariant: whatever locks or inserts several rows takes them in one order.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
 
 use sqlx::PgConnection;
 use sqlx::postgres::PgBindIterExt as _;
@@ -12,29 +11,30 @@ use uuid::Uuid;
 
 use super::Postgres;
 use crate::message::{ConversationStatus, Timestamp};
-use crate::store::commit::{End, Statements, Turns};
+use crate::store::commit::{End, Epochs, Partition, Statements};
 use crate::store::error::refused;
 use crate::store::rows::{self, conversation_columns};
 use crate::store::sending::Found;
 use crate::store::values::{
     ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues, MessageValues, TurnValues,
 };
-use crate::store::{CommitOutcome, Committed, Conversation, StoreError, TurnCommit};
+use crate::store::writes::{Asked, Outcome, Writes};
+use crate::store::{Committed, Conversation, StoreError};
 
 impl Postgres {
-    /// Commits a group of turns; the outcomes are in their order.
-    pub(in crate::store) async fn commit(&self, turns: &[Arc<TurnCommit>]) -> Result<Vec<CommitOutcome>, StoreError> {
-        let refused = refused("commit turns");
-        let mut turns = Turns::new(turns);
+    /// Writes what a group asks for; the outcomes are in its order.
+    pub(in crate::store) async fn write(&self, asked: &[Asked]) -> Result<Vec<Outcome>, StoreError> {
+        let refused = refused("write a group");
+        let mut writes = Writes::new(asked);
         loop {
             let mut transaction = self.pool.begin().await.map_err(&refused)?;
-            let end = turns.write(&mut *transaction).await?;
+            let end = writes.write(&mut *transaction).await?;
             match end {
                 End::Commit => transaction.commit().await.map_err(&refused)?,
                 End::RollBack | End::RollBackAndRepeat => transaction.rollback().await.map_err(&refused)?,
             }
             if end != End::RollBackAndRepeat {
-                return Ok(turns.outcomes());
+                return Ok(writes.outcomes());
             }
         }
     }
@@ -43,18 +43,21 @@ impl Postgres {
 impl Statements for PgConnection {
     async fn lock_partitions(
         &mut self,
-        partitions: &BTreeSet<(i64, u16)>,
-    ) -> Result<HashMap<(i64, u16), i64>, StoreError> {
+        partitions: &BTreeSet<Partition>,
+    ) -> Result<Epochs, StoreError> {
+        if partitions.is_empty() {
+            return Ok(Epochs::new());
+        }
         const LOCK: &str = "SELECT stream, partition, epoch FROM partitions \
              WHERE (stream, partition) IN (SELECT * FROM UNNEST($1, $2)) ORDER BY stream, partition FOR KEY SHARE";
         let found = sqlx::query(LOCK)
-            .bind(partitions.iter().map(|(stream, _)| *stream).bind_iter())
-            .bind(partitions.iter().map(|(_, partition)| i32::from(*partition)).bind_iter())
+            .bind(partitions.iter().map(|Partition(stream, _)| *stream).bind_iter())
+            .bind(partitions.iter().map(|Partition(_, partition)| i32::from(*partition)).bind_iter())
             .fetch_all(self)
             .await
             .map_err(refused("lock partitions"))?;
         let epoch = |row| {
-            let partition = (rows::number(row, "stream")?, rows::number(row, "partition")?);
+            let partition = Partition(rows::number(row, "stream")?, rows::number(row, "partition")?);
             Ok((partition, rows::number(row, "epoch")?))
         };
         found.iter().map(epoch).collect()
