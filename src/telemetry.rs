@@ -185,10 +185,7 @@ fn blocking_client() -> anyhow::Result<reqwest::blocking::Client> {
 
 /// The log's lines of these levels. Directives that name only targets, as most do, are judged without a look at the spans
 /// around each line.
-fn filtered<S>(
-    layer: Box<dyn Layer<S> + Send + Sync>,
-    levels: &str,
-) -> anyhow::Result<Box<dyn Layer<S> + Send + Sync>>
+fn filtered<S>(layer: Box<dyn Layer<S> + Send + Sync>, levels: &str) -> anyhow::Result<Box<dyn Layer<S> + Send + Sync>>
 where
     S: Subscriber + Send + Sync + for<'lookup> LookupSpan<'lookup>,
 {

@@ -13,9 +13,7 @@ use super::values::{
     self, ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues, MessageValues,
     TurnValues,
 };
-use super::{
-    BATCH_ROWS, CommitOutcome, Committed, Conversation, Ownership, PendingDelivery, StoreError, TurnCommit, merge,
-};
+use super::{CommitOutcome, Committed, Conversation, Ownership, PendingDelivery, StoreError, TurnCommit, merge};
 use crate::message::ConversationKey;
 
 /// A partition as the database knows it: its stream's number, and its own.
@@ -36,14 +34,14 @@ pub(super) fn is_owned(epochs: &Epochs, ownership: &Ownership) -> bool {
     epochs.get(&Partition::of(ownership)) == Some(&ownership.epoch)
 }
 
-/// The statements of groups, one round trip each, inside a transaction. None takes more rows than [`BATCH_ROWS`], and none but
-/// the first is for an empty list.
+/// The statements of groups, one round trip each, inside a transaction. None takes more rows than [`super::BATCH_ROWS`].
 pub(super) trait Statements: Send {
-    /// The epochs of partitions, which stay as they are until the transaction ends.
-    fn lock_partitions(
+    /// The epochs of partitions, and deliveries' status and attempts; they stay as they are until the transaction ends.
+    fn lock(
         &mut self,
         partitions: &BTreeSet<Partition>,
-    ) -> impl Future<Output = Result<Epochs, StoreError>> + Send;
+        deliveries: &[Uuid],
+    ) -> impl Future<Output = Result<Locked, StoreError>> + Send;
 
     /// Writes the ledger rows that are not there yet, and tells their dedupe ids.
     fn insert_turns(
@@ -65,32 +63,26 @@ pub(super) trait Statements: Send {
         ids: &[Uuid],
     ) -> impl Future<Output = Result<HashMap<Uuid, Conversation>, StoreError>> + Send;
 
-    /// Writes the columns a turn owns (G6).
-    fn update_conversations(
-        &mut self,
-        changes: &[ConversationChange],
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Writes rows of every kind; the conversations of messages and of changes must be locked, and deliveries that are moved.
+    fn write(&mut self, rows: &Rows<'_>) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+}
 
-    /// Writes messages; their conversations must be locked.
-    fn insert_messages(
-        &mut self,
-        messages: &[MessageValues<'_>],
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+/// What [`Statements::lock`] finds.
+#[derive(Default)]
+pub(super) struct Locked {
+    pub(super) epochs: Epochs,
+    pub(super) deliveries: HashMap<Uuid, Found>,
+}
 
-    fn insert_deliveries(
-        &mut self,
-        parts: &[DeliveryValues<'_>],
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
-
-    /// The deliveries' status and attempts, which stay until the transaction ends.
-    fn lock_deliveries(
-        &mut self,
-        ids: &[Uuid],
-    ) -> impl Future<Output = Result<HashMap<Uuid, Found>, StoreError>> + Send;
-
-    fn begin_deliveries(&mut self, begun: &[DeliveryBegun]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
-
-    fn end_deliveries(&mut self, ended: &[DeliveryEnded<'_>]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+/// Rows to be written or changed, of each kind at most [`super::BATCH_ROWS`].
+#[derive(Default)]
+pub(super) struct Rows<'a> {
+    /// The columns a turn owns (G6).
+    pub(super) changes: &'a [ConversationChange],
+    pub(super) messages: &'a [MessageValues<'a>],
+    pub(super) parts: &'a [DeliveryValues<'a>],
+    pub(super) begun: &'a [DeliveryBegun],
+    pub(super) ended: &'a [DeliveryEnded<'a>],
 }
 
 /// What two calls of one group do not have in common.
@@ -124,11 +116,21 @@ pub(super) enum End {
 pub(super) struct Turns<'a> {
     turns: Vec<&'a TurnCommit>,
     outcomes: Vec<Option<CommitOutcome>>,
+    /// The conversations of those that were entered, as they are before.
+    current: HashMap<Uuid, Conversation>,
+}
+
+/// The rows of turns beside those in the ledger.
+#[derive(Default)]
+pub(super) struct Contents<'a> {
+    pub(super) changes: Vec<ConversationChange>,
+    pub(super) messages: Vec<MessageValues<'a>>,
+    pub(super) parts: Vec<DeliveryValues<'a>>,
 }
 
 impl<'a> Turns<'a> {
     pub(super) fn new(turns: Vec<&'a TurnCommit>) -> Self {
-        Self { outcomes: turns.iter().map(|_| None).collect(), turns }
+        Self { outcomes: turns.iter().map(|_| None).collect(), turns, current: HashMap::new() }
     }
 
     /// Those of the turns that are still to be written.
@@ -141,20 +143,37 @@ impl<'a> Turns<'a> {
         self.outcomes.into_iter().flatten().collect()
     }
 
-    /// Everything but the end of the transaction, and the locks on [`Turns::partitions`], which come first.
-    pub(super) async fn write(&mut self, statements: &mut impl Statements, epochs: &Epochs) -> Result<End, StoreError> {
+    /// Enters the turns whose partitions are owned into the ledger, and takes their conversations.
+    pub(super) async fn enter(&mut self, statements: &mut impl Statements, epochs: &Epochs) -> Result<End, StoreError> {
         self.decide(|turn| Ok((!is_owned(epochs, &turn.ownership)).then_some(CommitOutcome::Fenced)))?;
         self.enter_ledger(statements).await?;
         let entered = self.undecided().len();
         if entered == 0 {
             return Ok(End::RollBack);
         }
-        let current = self.take_conversations(statements).await?;
+        self.current = self.take_conversations(statements).await?;
         if self.undecided().len() < entered {
             return Ok(End::RollBackAndRepeat);
         }
-        self.write_contents(statements, &current).await.map_err(refused("commit turns"))?;
         Ok(End::Commit)
+    }
+
+    /// What is to be written of the turns that were entered, which is what makes them committed.
+    pub(super) fn contents(&mut self) -> Contents<'a> {
+        let mut contents = Contents::default();
+        for (turn, outcome) in self.turns.iter().zip(&mut self.outcomes).filter(|(_, outcome)| outcome.is_none()) {
+            let conversation = turn.conversation_id.and_then(|id| self.current.get(&id));
+            let mut first_ordinal = None;
+            if let Some(conversation) = conversation {
+                let (id, count) = (conversation.id, conversation.message_count);
+                contents.changes.extend(merge::change(conversation, turn));
+                contents.messages.extend(values::messages(&turn.messages, id, Some(turn.turn_id), count));
+                first_ordinal = turn.messages.first().map(|_| count + 1);
+            }
+            contents.parts.extend(values::deliveries(turn));
+            *outcome = Some(committed(turn, first_ordinal));
+        }
+        contents
     }
 
     async fn enter_ledger(&mut self, statements: &mut impl Statements) -> Result<(), StoreError> {
@@ -206,36 +225,6 @@ impl<'a> Turns<'a> {
             Ok((!is_opened || !is_there).then_some(CommitOutcome::ConversationMoved))
         })?;
         Ok(current)
-    }
-
-    async fn write_contents(
-        &mut self,
-        statements: &mut impl Statements,
-        current: &HashMap<Uuid, Conversation>,
-    ) -> Result<(), sqlx::Error> {
-        let (mut changes, mut messages, mut parts) = (Vec::new(), Vec::new(), Vec::new());
-        for (turn, outcome) in self.turns.iter().zip(&mut self.outcomes).filter(|(_, outcome)| outcome.is_none()) {
-            let conversation = turn.conversation_id.and_then(|id| current.get(&id));
-            let mut first_ordinal = None;
-            if let Some(conversation) = conversation {
-                let (id, count) = (conversation.id, conversation.message_count);
-                changes.extend(merge::change(conversation, turn));
-                messages.extend(values::messages(&turn.messages, id, Some(turn.turn_id), count));
-                first_ordinal = turn.messages.first().map(|_| count + 1);
-            }
-            parts.extend(values::deliveries(turn));
-            *outcome = Some(committed(turn, first_ordinal));
-        }
-        for batch in changes.chunks(BATCH_ROWS) {
-            statements.update_conversations(batch).await?;
-        }
-        for batch in messages.chunks(BATCH_ROWS) {
-            statements.insert_messages(batch).await?;
-        }
-        for batch in parts.chunks(BATCH_ROWS) {
-            statements.insert_deliveries(batch).await?;
-        }
-        Ok(())
     }
 
     fn undecided(&self) -> Vec<&'a TurnCommit> {

@@ -1,18 +1,16 @@
 //! The states of a delivery and what moves it from one to the next (G10).
 //!
-//! Refuses to end the transaction in which a group of them is moved. Invariants: only a confirmation leaves a settled state,
+//! Pure: rows as they were locked come in, what is to be written of them comes out. Invariants: only a confirmation leaves a settled state,
 //! and nothing leaves `sent`; a state is judged and changed under its row's lock.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 use uuid::Uuid;
 
-use super::commit::{Epochs, Statements, is_owned};
-use super::error::refused;
+use super::commit::{Locked, is_owned};
 use super::merge::storable;
 use super::values::{DeliveryBegun, DeliveryEnded};
-use super::{Ownership, SendResult, SendStart, Settled, StoreError};
+use super::{Ownership, SendResult, SendStart, Settled};
 use crate::message::{DeliveryStatus, Timestamp};
 
 /// A send that somebody wants to begin.
@@ -37,38 +35,10 @@ pub(super) struct Found {
     pub(super) tried_at: Option<Timestamp>,
 }
 
-/// What became of sends, in the order in which they were asked for.
-#[derive(Default)]
-pub(super) struct Moved {
-    pub(super) starts: Vec<SendStart>,
-    pub(super) ends: Vec<Option<Settled>>,
-}
-
-/// Begins and ends sends of different deliveries; the partitions of those to be begun are locked.
-pub(super) async fn move_all(
-    statements: &mut impl Statements,
-    epochs: &Epochs,
-    beginnings: &[&Beginning],
-    endings: &[&Ending],
-) -> Result<Moved, StoreError> {
-    let owned = beginnings.iter().filter(|beginning| is_owned(epochs, &beginning.ownership));
-    let ids = owned.map(|beginning| beginning.delivery_id).chain(endings.iter().map(|ending| ending.delivery_id));
-    let ids = ids.collect::<Vec<_>>();
-    let found = if ids.is_empty() { HashMap::new() } else { statements.lock_deliveries(&ids).await? };
-    Ok(Moved {
-        starts: begin_all(statements, epochs, &found, beginnings).await.map_err(refused("begin sends"))?,
-        ends: end_all(statements, &found, endings).await.map_err(refused("settle sends"))?,
-    })
-}
-
-async fn begin_all(
-    statements: &mut impl Statements,
-    epochs: &Epochs,
-    found: &HashMap<Uuid, Found>,
-    beginnings: &[&Beginning],
-) -> Result<Vec<SendStart>, sqlx::Error> {
-    let start = |beginning: &&Beginning| match found.get(&beginning.delivery_id) {
-        _ if !is_owned(epochs, &beginning.ownership) => SendStart::Fenced,
+/// Judges beginnings of different deliveries; in their order. Those that are begun are yet to be written.
+pub(super) fn begin_all(locked: &Locked, beginnings: &[&Beginning]) -> (Vec<SendStart>, Vec<DeliveryBegun>) {
+    let start = |beginning: &&Beginning| match locked.deliveries.get(&beginning.delivery_id) {
+        _ if !is_owned(&locked.epochs, &beginning.ownership) => SendStart::Fenced,
         Some(found) => begin(beginning.delivery_id, found, beginning.now),
         None => SendStart::Unknown(disowned(beginning.delivery_id.to_string())),
     };
@@ -79,21 +49,15 @@ async fn begin_all(
         }
         _ => None,
     });
-    let begun = begun.collect::<Vec<_>>();
-    if !begun.is_empty() {
-        statements.begin_deliveries(&begun).await?;
-    }
-    Ok(starts)
+    let begun = begun.collect();
+    (starts, begun)
 }
 
-async fn end_all(
-    statements: &mut impl Statements,
-    found: &HashMap<Uuid, Found>,
-    endings: &[&Ending],
-) -> Result<Vec<Option<Settled>>, sqlx::Error> {
+/// Judges what became of sends of different deliveries; in their order. What changes is yet to be written.
+pub(super) fn end_all<'a>(locked: &Locked, endings: &[&'a Ending]) -> (Vec<Option<Settled>>, Vec<DeliveryEnded<'a>>) {
     let (mut ended, mut settled) = (Vec::new(), Vec::with_capacity(endings.len()));
     for Ending { delivery_id, result, now } in endings {
-        let Some(Found { status, .. }) = found.get(delivery_id) else {
+        let Some(Found { status, .. }) = locked.deliveries.get(delivery_id) else {
             settled.push(None);
             continue;
         };
@@ -106,10 +70,7 @@ async fn end_all(
         }
         settled.push(receipt);
     }
-    if !ended.is_empty() {
-        statements.end_deliveries(&ended).await?;
-    }
-    Ok(settled)
+    (settled, ended)
 }
 
 /// What beginning a send finds. `Begun` is yet to be written.

@@ -1,14 +1,15 @@
 //! What one transaction of a group writes: turns are committed, sends begun and ended, all in one.
 //!
 //! Refuses to know a database: the statements are given. Invariant: locks are taken in one order, whatever a group holds:
-//! partitions, ledger rows, conversations, deliveries, and each kind in its own order, so groups of several processes never
+//! partitions, deliveries, ledger rows, conversations, and each kind in its own order, so groups of several processes never
 //! wait in a circle.
 
 use std::sync::Arc;
 
-use super::commit::{End, Partition, Statements, Turns};
-use super::sending::{self, Beginning, Ending, Moved};
-use super::{CommitOutcome, SendStart, Settled, StoreError, TurnCommit};
+use super::commit::{Contents, End, Partition, Rows, Statements, Turns};
+use super::error::refused;
+use super::sending::{self, Beginning, Ending};
+use super::{BATCH_ROWS, CommitOutcome, SendStart, Settled, StoreError, TurnCommit};
 
 /// What a caller wants written.
 pub(super) enum Asked {
@@ -31,7 +32,8 @@ pub(super) struct Writes<'a> {
     turns: Turns<'a>,
     beginnings: Vec<&'a Beginning>,
     endings: Vec<&'a Ending>,
-    moved: Moved,
+    starts: Vec<SendStart>,
+    ends: Vec<Option<Settled>>,
 }
 
 impl<'a> Writes<'a> {
@@ -44,27 +46,43 @@ impl<'a> Writes<'a> {
                 Asked::End(ending) => endings.push(ending),
             }
         }
-        Self { asked, turns: Turns::new(turns), beginnings, endings, moved: Moved::default() }
+        Self { asked, turns: Turns::new(turns), beginnings, endings, starts: Vec::new(), ends: Vec::new() }
     }
 
     /// Everything but the end of the transaction.
     pub(super) async fn write(&mut self, statements: &mut impl Statements) -> Result<End, StoreError> {
         let begun = self.beginnings.iter().map(|beginning| Partition::of(&beginning.ownership));
         let partitions = self.turns.partitions().chain(begun).collect();
-        let epochs = statements.lock_partitions(&partitions).await?;
-        let end = self.turns.write(statements, &epochs).await?;
-        if end == End::RollBackAndRepeat || (self.beginnings.is_empty() && self.endings.is_empty()) {
+        let begun = self.beginnings.iter().map(|beginning| beginning.delivery_id);
+        let deliveries = begun.chain(self.endings.iter().map(|ending| ending.delivery_id)).collect::<Vec<_>>();
+        let locked = statements.lock(&partitions, &deliveries).await?;
+        let end = self.turns.enter(statements, &locked.epochs).await?;
+        if end == End::RollBackAndRepeat || (end == End::RollBack && deliveries.is_empty()) {
             return Ok(end);
         }
-        self.moved = sending::move_all(statements, &epochs, &self.beginnings, &self.endings).await?;
+        let Contents { changes, messages, parts } = self.turns.contents();
+        let (starts, begun) = sending::begin_all(&locked, &self.beginnings);
+        let (ends, ended) = sending::end_all(&locked, &self.endings);
+        (self.starts, self.ends) = (starts, ends);
+        let largest = [changes.len(), messages.len(), parts.len(), begun.len(), ended.len()].into_iter().max();
+        for number in 0..largest.unwrap_or(0).div_ceil(BATCH_ROWS) {
+            let rows = Rows {
+                changes: batch(&changes, number),
+                messages: batch(&messages, number),
+                parts: batch(&parts, number),
+                begun: batch(&begun, number),
+                ended: batch(&ended, number),
+            };
+            statements.write(&rows).await.map_err(refused("write a group"))?;
+        }
         Ok(End::Commit)
     }
 
     /// In the order of the calls, once the transaction has ended.
     pub(super) fn outcomes(self) -> Vec<Outcome> {
         let mut commits = self.turns.outcomes().into_iter().map(Outcome::Commit);
-        let mut starts = self.moved.starts.into_iter().map(Outcome::Begin);
-        let mut ends = self.moved.ends.into_iter().map(Outcome::End);
+        let mut starts = self.starts.into_iter().map(Outcome::Begin);
+        let mut ends = self.ends.into_iter().map(Outcome::End);
         let outcome = |asked: &Asked| match asked {
             Asked::Commit(_) => commits.next(),
             Asked::Begin(_) => starts.next(),
@@ -72,4 +90,8 @@ impl<'a> Writes<'a> {
         };
         self.asked.iter().filter_map(outcome).collect()
     }
+}
+
+fn batch<T>(rows: &[T], number: usize) -> &[T] {
+    rows.chunks(BATCH_ROWS).nth(number).unwrap_or_default()
 }

@@ -10,8 +10,7 @@ use crate::store::error::refused;
 use crate::store::rows::{self, delivery_columns, pending_columns};
 use crate::store::sending;
 use crate::store::{
-    BATCH_ROWS, DeliveryCursor, DeliveryRow, PAGE_ROWS_MAX, PendingDelivery, PendingPage, Settled,
-    StoreError,
+    BATCH_ROWS, DeliveryCursor, DeliveryRow, PAGE_ROWS_MAX, PendingDelivery, PendingPage, Settled, StoreError,
 };
 
 impl Postgres {

@@ -12,13 +12,10 @@ use uuid::fmt::Hyphenated;
 
 use super::Sqlite;
 use crate::message::ConversationStatus;
-use crate::store::commit::{End, Epochs, Partition, Statements};
+use crate::store::commit::{End, Locked, Partition, Rows, Statements};
 use crate::store::error::refused;
 use crate::store::rows::{self, conversation_columns};
-use crate::store::sending::Found;
-use crate::store::values::{
-    ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues, MessageValues, TurnValues,
-};
+use crate::store::values::{ConversationValues, TurnValues};
 use crate::store::writes::{Asked, Outcome, Writes};
 use crate::store::{Committed, Conversation, StoreError};
 
@@ -42,21 +39,25 @@ impl Sqlite {
 }
 
 impl Statements for SqliteConnection {
-    async fn lock_partitions(
-        &mut self,
-        partitions: &BTreeSet<Partition>,
-    ) -> Result<Epochs, StoreError> {
-        if partitions.is_empty() {
-            return Ok(Epochs::new());
+    async fn lock(&mut self, partitions: &BTreeSet<Partition>, deliveries: &[Uuid]) -> Result<Locked, StoreError> {
+        const LOCK: &str = "SELECT p.stream, p.partition, p.epoch, NULL AS id, NULL AS status, NULL AS attempts, \
+                 NULL AS tried_at \
+             FROM jsonb_each($1) AS wanted \
+             JOIN partitions p ON p.stream = wanted.value ->> 0 AND p.partition = wanted.value ->> 1 \
+             UNION ALL \
+             SELECT NULL, NULL, NULL, id, status, attempts, tried_at FROM deliveries \
+             WHERE id IN (SELECT value FROM jsonb_each($2))";
+        let found = sqlx::query(LOCK).bind(Json(partitions)).bind(Json(deliveries)).fetch_all(self).await;
+        let mut locked = Locked::default();
+        for row in &found.map_err(refused("lock partitions and deliveries"))? {
+            if rows::optional_uuid(row, "id")?.is_some() {
+                locked.deliveries.extend([rows::found(row)?]);
+            } else {
+                let partition = Partition(rows::number(row, "stream")?, rows::number(row, "partition")?);
+                locked.epochs.insert(partition, rows::number(row, "epoch")?);
+            }
         }
-        const LOCK: &str = "SELECT p.stream, p.partition, p.epoch FROM jsonb_each($1) AS wanted \
-             JOIN partitions p ON p.stream = wanted.value ->> 0 AND p.partition = wanted.value ->> 1";
-        let found = sqlx::query(LOCK).bind(Json(partitions)).fetch_all(self).await;
-        let epoch = |row| {
-            let partition = Partition(rows::number(row, "stream")?, rows::number(row, "partition")?);
-            Ok((partition, rows::number(row, "epoch")?))
-        };
-        found.map_err(refused("lock partitions"))?.iter().map(epoch).collect()
+        Ok(locked)
     }
 
     async fn insert_turns(&mut self, turns: &[TurnValues<'_>]) -> Result<HashSet<String>, sqlx::Error> {
@@ -102,27 +103,20 @@ impl Statements for SqliteConnection {
         current.map(|current| current.map(|current| (current.id, current))).collect()
     }
 
-    async fn update_conversations(&mut self, changes: &[ConversationChange]) -> Result<(), sqlx::Error> {
-        const UPDATE: &str = "UPDATE conversations AS c SET message_count = value ->> 'message_count', \
+    /// One text of several statements, because each trip to the connection's thread and back costs more than most of them.
+    async fn write(&mut self, rows: &Rows<'_>) -> Result<(), sqlx::Error> {
+        const WRITE: &str = "UPDATE conversations AS c SET message_count = value ->> 'message_count', \
                  snippet = value ->> 'snippet', last_message_at = value ->> 'last_message_at', \
                  updated_at = value ->> 'updated_at', metadata = COALESCE(value ->> 'metadata', c.metadata), \
                  status = CASE WHEN value ->> 'handoff' AND c.status = 'bot' THEN 'human' ELSE c.status END \
-             FROM jsonb_each($1) WHERE c.id = value ->> 'id'";
-        sqlx::query(UPDATE).bind(Json(changes)).execute(self).await.map(drop)
-    }
-
-    async fn insert_messages(&mut self, messages: &[MessageValues<'_>]) -> Result<(), sqlx::Error> {
-        const INSERT: &str = "INSERT INTO messages (id, conversation_id, ordinal, turn_id, role, author, content, \
+             FROM jsonb_each($1) WHERE c.id = value ->> 'id'; \
+             INSERT INTO messages (id, conversation_id, ordinal, turn_id, role, author, content, \
                  attachments, tool, platform_message_id, created_at) \
              SELECT value ->> 'id', value ->> 'conversation_id', value ->> 'ordinal', value ->> 'turn_id', \
                  value ->> 'role', value ->> 'author', value ->> 'content', value -> 'attachments', value -> 'tool', \
                  value ->> 'platform_message_id', value ->> 'created_at' \
-             FROM jsonb_each($1)";
-        sqlx::query(INSERT).bind(Json(messages)).execute(self).await.map(drop)
-    }
-
-    async fn insert_deliveries(&mut self, parts: &[DeliveryValues<'_>]) -> Result<(), sqlx::Error> {
-        const INSERT: &str = "INSERT INTO deliveries (id, turn_id, stream, partition, sequence, ordinal, \
+             FROM jsonb_each($2); \
+             INSERT INTO deliveries (id, turn_id, stream, partition, sequence, ordinal, \
                  conversation_id, message_id, channel, bot, peer, part, parts, content, buttons, traceparent, \
                  created_at, status, attempts) \
              SELECT value ->> 'id', value ->> 'turn_id', value ->> 'stream', value ->> 'partition', \
@@ -130,28 +124,21 @@ impl Statements for SqliteConnection {
                  value ->> 'channel', value ->> 'bot', value ->> 'peer', value ->> 'part', value ->> 'parts', \
                  value ->> 'content', value -> 'buttons', value ->> 'traceparent', value ->> 'created_at', \
                  'pending', 0 \
-             FROM jsonb_each($1)";
-        sqlx::query(INSERT).bind(Json(parts)).execute(self).await.map(drop)
-    }
-
-    async fn lock_deliveries(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Found>, StoreError> {
-        const LOCK: &str =
-            "SELECT id, status, attempts, tried_at FROM deliveries WHERE id IN (SELECT value FROM jsonb_each($1))";
-        let found = sqlx::query(LOCK).bind(Json(ids)).fetch_all(self).await.map_err(refused("lock deliveries"))?;
-        found.iter().map(rows::found).collect()
-    }
-
-    async fn begin_deliveries(&mut self, begun: &[DeliveryBegun]) -> Result<(), sqlx::Error> {
-        const BEGIN: &str = "UPDATE deliveries AS d \
+             FROM jsonb_each($3); \
+             UPDATE deliveries AS d \
              SET status = 'sending', attempts = value ->> 'attempts', tried_at = value ->> 'tried_at' \
-             FROM jsonb_each($1) WHERE d.id = value ->> 'id'";
-        sqlx::query(BEGIN).bind(Json(begun)).execute(self).await.map(drop)
-    }
-
-    async fn end_deliveries(&mut self, ended: &[DeliveryEnded<'_>]) -> Result<(), sqlx::Error> {
-        const END: &str = "UPDATE deliveries AS d SET status = value ->> 'status', error = value ->> 'error', \
+             FROM jsonb_each($4) WHERE d.id = value ->> 'id'; \
+             UPDATE deliveries AS d SET status = value ->> 'status', error = value ->> 'error', \
                  platform_message_id = value ->> 'platform_message_id', settled_at = value ->> 'settled_at' \
-             FROM jsonb_each($1) WHERE d.id = value ->> 'id'";
-        sqlx::query(END).bind(Json(ended)).execute(self).await.map(drop)
+             FROM jsonb_each($5) WHERE d.id = value ->> 'id'";
+        sqlx::query(WRITE)
+            .bind(Json(rows.changes))
+            .bind(Json(rows.messages))
+            .bind(Json(rows.parts))
+            .bind(Json(rows.begun))
+            .bind(Json(rows.ended))
+            .execute(self)
+            .await
+            .map(drop)
     }
 }
