@@ -27,8 +27,9 @@ mod schema;
 mod sending;
 mod sqlite;
 mod values;
+mod writes;
 
-use groups::Groups;
+use groups::{Groups, Load};
 use journal::Writing;
 use sending::{Beginning, Ending};
 
@@ -184,14 +185,15 @@ impl Store {
 
 /// Turns and the ledger.
 impl Store {
-    /// What a turn needs to begin, in one statement: whether the ledger holds the message already, and the conversation. For
+    /// What a turn needs to begin: whether the ledger holds the message already, and the conversation, both as of one moment;
+    /// turns that are loaded at the same time share a statement. For
     /// [`crate::message::Peer::Conversation`] that is the one with this id, closed or not; for any other peer the one that is
     /// not closed.
     ///
     /// # Errors
     /// As [`StoreError::Query`].
     pub async fn load_turn(&self, key: &ConversationKey, dedupe_id: &str) -> Result<TurnContextRow, StoreError> {
-        on!(self.load_turn(key, dedupe_id))
+        self.groups.load_turn(Load { key: key.clone(), dedupe_id: dedupe_id.to_owned() }).await
     }
 
     /// Which of the messages the ledger already holds, in no order.
