@@ -20,12 +20,17 @@ mod responders;
 mod secret;
 mod sections;
 mod settings;
+mod workflows;
 
 pub use problem::{ConfigError, Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
     Bot, BotChannel, Burst, Console, Database, Http, MessengerBot, Nats, NatsAuth, NatsServer, NatsTls, OnUncertain,
     OpenAi, ReplyInFlight, ResponderConfig, ResponderKind, Sync, TelegramBot, Telemetry, Updates, WebBot, Worker,
+};
+
+pub use workflows::{
+    Accepts, Ask, Check, Condition, Node, Pattern, Rule, Say, Scalar, Subject, Test, Workflow,
 };
 
 use expected::{NAME_ALPHABET, in_name_alphabet, name};
