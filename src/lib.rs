@@ -14,6 +14,10 @@ pub mod telemetry;
 
 pub mod http;
 
+pub mod model;
+
+pub mod tool;
+
 pub mod store;
 
 pub mod channel;

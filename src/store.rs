@@ -32,6 +32,7 @@ use groups::Groups;
 use journal::Writing;
 use sending::{Beginning, Ending};
 
+pub(crate) use merge::merge_patch;
 pub use error::StoreError;
 pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
 pub use records::*;
@@ -283,12 +284,21 @@ impl Store {
         on!(self.action(id))
     }
 
-    /// The actions of a conversation that wait for a person's word, expired ones included, oldest first.
+    /// The actions of a conversation that wait for a person's word, those past their time included, and those that this turn
+    /// has decided; oldest first.
     ///
     /// # Errors
     /// As [`StoreError::Query`].
-    pub async fn open_actions(&self, conversation_id: Uuid) -> Result<Vec<Action>, StoreError> {
-        on!(self.open_actions(conversation_id))
+    pub async fn open_actions(&self, conversation_id: Uuid, turn_id: Uuid) -> Result<Vec<Action>, StoreError> {
+        on!(self.open_actions(conversation_id, turn_id))
+    }
+
+    /// The actions that a turn of this conversation asked about, whatever became of them.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn actions_of_turn(&self, conversation_id: Uuid, turn_id: Uuid) -> Result<Vec<Action>, StoreError> {
+        on!(self.actions_of_turn(conversation_id, turn_id))
     }
 
     /// Decides an action that is pending; one that is past its time expires instead, unless it is cancelled. Gives it as it is

@@ -100,8 +100,9 @@ pub struct TelemetryGuard {
 ///
 /// `RUST_LOG` or `otlp_endpoint` is malformed, or a subscriber is already installed.
 pub fn init(config: &config::Telemetry, format: LogFormat) -> anyhow::Result<TelemetryGuard> {
-    // The NATS client tells every connection's life; what matters of it is logged by whoever holds the connection.
-    install(config, format, "info,async_nats=error")
+    // The clients of NATS and MCP tell every connection's life, the latter with the messages on it; what matters of it is
+    // logged by whoever holds the connection.
+    install(config, format, "info,async_nats=error,rmcp=off")
 }
 
 /// The same for a command that is over soon and whose own words are what its user wants: logs only from `warn` upward,
@@ -112,7 +113,7 @@ pub fn init(config: &config::Telemetry, format: LogFormat) -> anyhow::Result<Tel
 /// As [`init`].
 pub fn init_quiet(config: &config::Telemetry, format: LogFormat) -> anyhow::Result<TelemetryGuard> {
     let local = config::Telemetry { otlp_endpoint: None, ..config.clone() };
-    install(&local, format, "warn,async_nats=error")
+    install(&local, format, "warn,async_nats=error,rmcp=off")
 }
 
 fn install(config: &config::Telemetry, format: LogFormat, levels: &str) -> anyhow::Result<TelemetryGuard> {
@@ -206,9 +207,10 @@ fn traces_url(endpoint: &str) -> String {
     if base.ends_with("/v1/traces") { base.to_owned() } else { format!("{base}/v1/traces") }
 }
 
-/// An exporter that traces its own requests would never fall silent.
+/// An exporter that traces its own requests would never fall silent. The MCP client has spans as long as a session, and events
+/// that hold messages.
 fn traced_targets() -> Targets {
-    ["h2", "hyper", "opentelemetry", "reqwest", "rustls", "tower"]
+    ["h2", "hyper", "opentelemetry", "process_wrap", "reqwest", "rmcp", "rustls", "tower"]
         .into_iter()
         .fold(Targets::new().with_default(LevelFilter::INFO), |targets, target| {
             targets.with_target(target, LevelFilter::OFF)

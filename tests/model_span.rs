@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::json;
-use turnwise::config::{OpenAi, ResponderConfig, ResponderKind, Secret};
+use turnwise::config::{ModelApi, ModelConfig, ResponderConfig, ResponderKind, Secret};
 use turnwise::message::{Channel, ConversationKey, InboundMessage, Peer, Platform};
-use turnwise::responder::openai::OpenAiResponder;
+use turnwise::model::build;
+use turnwise::responder::assistant::Assistant;
 use turnwise::responder::{ConversationView, NewUserMessage, Responder, TurnContext, TurnRequest};
 use uuid::Uuid;
 
@@ -58,8 +59,7 @@ async fn each_call_has_a_span_with_usage_and_without_words() {
     assert_eq!(model.bodies().len(), 2);
 
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let spans: Vec<_> =
-        log.lines().filter(|line| line.contains("turnwise::responder") && line.contains("close")).collect();
+    let spans: Vec<_> = log.lines().filter(|line| line.contains("turnwise::model") && line.contains("close")).collect();
     let [first, second] = spans[..] else { panic!("{log}") };
     let fields = [
         "otel.name=chat llama3",
@@ -72,6 +72,9 @@ async fn each_call_has_a_span_with_usage_and_without_words() {
         "gen_ai.request.temperature=0.5",
         "server.address=\"127.0.0.1\"",
         "http.response.status_code=200",
+        "gen_ai.request.stream=true",
+        "gen_ai.response.finish_reasons=\"stop\"",
+        "gen_ai.response.time_to_first_chunk=0.",
         "turnwise.attempt=2",
     ];
     for field in fields {
@@ -84,8 +87,9 @@ async fn each_call_has_a_span_with_usage_and_without_words() {
     }
 }
 
-fn responder(model: &Model) -> OpenAiResponder {
-    let settings = OpenAi {
+fn responder(model: &Model) -> Assistant {
+    let settings = ModelConfig {
+        api: ModelApi::OpenAi,
         base_url: model.base_url.clone(),
         api_key: Some(Secret::new(API_KEY.to_owned())),
         model: "llama3".to_owned(),
@@ -94,13 +98,13 @@ fn responder(model: &Model) -> OpenAiResponder {
         max_output_tokens: None,
     };
     let shared = ResponderConfig {
-        kind: ResponderKind::OpenAi(settings.clone()),
+        kind: ResponderKind::Model(settings.clone()),
         timeout: Duration::from_secs(10),
         max_concurrency: 8,
         history_messages: 40,
         history_tokens: 8_000,
     };
-    OpenAiResponder::new("model", &shared, &settings).unwrap()
+    Assistant::new(build(&shared, &settings).unwrap(), settings.system_prompt)
 }
 
 fn context() -> TurnContext {

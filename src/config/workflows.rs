@@ -79,7 +79,7 @@ pub struct Check {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Accepts {
-    /// What the pattern's first group has caught is the answer, or the whole text where it has no group.
+    /// What the pattern's first group has caught is the answer, or all that matched where no group took part.
     Pattern(Pattern),
     /// One of these buttons, or its label or value written out; its payload is the answer.
     Choices(Vec<Button>),

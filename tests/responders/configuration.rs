@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use turnwise::config::{
-    Bot, BotChannel, Burst, Config, Console, Database, Http, Nats, NatsAuth, NatsServer, OnUncertain, OpenAi,
-    ReplyInFlight, ResponderConfig, ResponderKind, Secret, Telemetry, WebBot, Worker,
+    Bot, BotChannel, Burst, Config, Console, Database, Http, ModelApi, ModelConfig, Nats, NatsAuth, NatsServer,
+    OnUncertain, ReplyInFlight, ResponderConfig, ResponderKind, Secret, Telemetry, WebBot, Worker,
 };
 use turnwise::responder::echo::Echo;
 use turnwise::responder::{Reply, Responder, Responders, build};
@@ -21,8 +21,9 @@ pub(crate) fn settings(kind: ResponderKind) -> ResponderConfig {
     ResponderConfig { kind, timeout, max_concurrency: 8, history_messages: 40, history_tokens: 8_000 }
 }
 
-pub(crate) fn open_ai(base_url: &str) -> OpenAi {
-    OpenAi {
+pub(crate) fn open_ai(base_url: &str) -> ModelConfig {
+    ModelConfig {
+        api: ModelApi::OpenAi,
         base_url: base_url.to_owned(),
         api_key: Some(Secret::new(API_KEY.to_owned())),
         model: "llama3".to_owned(),
@@ -85,14 +86,16 @@ pub(crate) fn config(
 async fn build_makes_every_kind_and_keeps_the_registered() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(b"[[rule]]\nreply = \"scripted\"").unwrap();
+    let anthropic = ModelConfig { api: ModelApi::Anthropic, ..open_ai("http://127.0.0.1:1") };
     let tables = [
         ("echo", settings(ResponderKind::Echo)),
         ("script", settings(ResponderKind::Script { file: file.path().to_owned() })),
-        ("model", settings(ResponderKind::OpenAi(open_ai("http://127.0.0.1:1/v1")))),
+        ("model", settings(ResponderKind::Model(open_ai("http://127.0.0.1:1/v1")))),
+        ("claude", settings(ResponderKind::Model(anthropic))),
     ];
     let registered: Responders = BTreeMap::from([("mine".to_owned(), Arc::new(Echo) as Arc<dyn Responder>)]);
     let responders = build(&config(tables, "mine"), registered).unwrap();
-    assert_eq!(responders.keys().collect::<Vec<_>>(), ["echo", "mine", "model", "script"]);
+    assert_eq!(responders.keys().collect::<Vec<_>>(), ["claude", "echo", "mine", "model", "script"]);
     assert_eq!(responders["script"].respond(&context(), &request(&["x"])).await, Ok(Reply::text("scripted")));
 }
 
@@ -100,12 +103,13 @@ async fn build_makes_every_kind_and_keeps_the_registered() {
 fn build_reports_every_problem_and_no_secret() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(b"[[rule]]\nreplyy = \"x\"").unwrap();
-    let broken_key = OpenAi { api_key: Some(Secret::new("line\nbreak".to_owned())), ..open_ai("http://localhost") };
+    let broken_key =
+        ModelConfig { api_key: Some(Secret::new("line\nbreak".to_owned())), ..open_ai("http://localhost") };
     let tables = [
         ("a", settings(ResponderKind::Script { file: "/nowhere/bot.toml".into() })),
         ("b", settings(ResponderKind::Script { file: file.path().to_owned() })),
-        ("c", settings(ResponderKind::OpenAi(open_ai("ftp://localhost")))),
-        ("d", settings(ResponderKind::OpenAi(broken_key))),
+        ("c", settings(ResponderKind::Model(open_ai("ftp://localhost")))),
+        ("d", settings(ResponderKind::Model(broken_key))),
         ("e", settings(ResponderKind::Echo)),
     ];
     let registered: Responders = BTreeMap::from([("e".to_owned(), Arc::new(Echo) as Arc<dyn Responder>)]);

@@ -3,12 +3,13 @@
 //! Refuses operators it does not know and conditions that ask nothing. Invariant: nesting and lists have bounds, so that a
 //! condition's cost has one, too.
 
-use super::{Condition, Pattern, Rule, Scalar, Subject, Test};
-use crate::config::expected::{Expected, flag, number};
-use crate::config::problem::quoted;
-use crate::config::reader::{Table, Value};
+use serde_json::Value as Json;
 
 use super::graph::Links;
+use super::{Condition, Pattern, Rule, Scalar, Subject, Test};
+use crate::config::expected::{Expected, flag};
+use crate::config::problem::quoted;
+use crate::config::reader::{Table, Value};
 
 /// What a person can follow.
 const DEPTH_MAX: usize = 8;
@@ -18,9 +19,6 @@ const LIST_MAX: usize = 256;
 
 /// Names of metadata are short, and a path is some of them.
 const PATH_CHARS_MAX: usize = 255;
-
-/// Every number that is written exactly as an `f64`.
-const NUMBERS: std::ops::RangeInclusive<f64> = -9_007_199_254_740_992.0..=9_007_199_254_740_992.0;
 
 const OPERATORS: &str = "exists, equals, in, matches, less_than, at_most, greater_than or at_least";
 
@@ -94,7 +92,16 @@ fn subject() -> Expected<Subject> {
 
 /// Every operator beside a `value`. `None` only after a problem.
 fn tests(table: &Table<'_>) -> Option<Vec<Test>> {
-    let numeric = |key, test: fn(f64) -> Test| table.value(key).map(|value| value.read(&number(NUMBERS)).map(test));
+    let numeric = |key, test: fn(f64) -> Test| {
+        let scalar = table.value(key).map(|value| (scalar(&value), value));
+        scalar.map(|(scalar, value)| match scalar? {
+            Scalar::Number(number) => Some(test(number)),
+            _ => {
+                value.problem(value.is_a(), "write a number");
+                None
+            }
+        })
+    };
     let found = [
         table.value("exists").map(|value| value.read(&flag()).map(Test::Exists)),
         table.value("equals").map(|value| scalar(&value).map(Test::Equals)),
@@ -123,13 +130,15 @@ pub(super) fn pattern() -> Expected<Pattern> {
 }
 
 fn scalar(value: &Value<'_>) -> Option<Scalar> {
-    if let Some(text) = value.as_str() {
-        return Some(Scalar::Text(text.to_owned()));
-    }
-    match value.is_a().as_str() {
-        "is a boolean" => value.read(&flag()).map(Scalar::Flag),
-        "is an integer" | "is a float" => value.read(&number(NUMBERS)).map(Scalar::Number),
-        wrong => {
+    match value.json() {
+        Ok(Json::String(text)) => Some(Scalar::Text(text)),
+        Ok(Json::Bool(flag)) => Some(Scalar::Flag(flag)),
+        Ok(Json::Number(number)) => number.as_f64().map(Scalar::Number),
+        Ok(_) => {
+            value.problem(value.is_a(), "write a string, a number, true or false");
+            None
+        }
+        Err(wrong) => {
             value.problem(wrong, "write a string, a number, true or false");
             None
         }
