@@ -97,13 +97,8 @@ fn responder(model: &Model) -> Assistant {
         temperature: Some(0.5),
         max_output_tokens: None,
     };
-    let shared = ResponderConfig {
-        kind: ResponderKind::Model(settings.clone()),
-        timeout: Duration::from_secs(10),
-        max_concurrency: 8,
-        history_messages: 40,
-        history_tokens: 8_000,
-    };
+    let kind = ResponderKind::Model(settings.clone());
+    let shared = ResponderConfig { timeout: Duration::from_secs(10), max_concurrency: 8, ..ResponderConfig::new(kind) };
     Assistant::new(build(&shared, &settings).unwrap(), settings.system_prompt)
 }
 

@@ -242,3 +242,6 @@ fn reply(answer: ModelResponse, talk: &Talk) -> Result<Reply, TurnError> {
 fn terminal(message: &str) -> TurnError {
     TurnError::Terminal { message: message.to_owned(), user_message: None }
 }
+
+#[cfg(test)]
+mod tests;

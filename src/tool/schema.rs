@@ -156,7 +156,7 @@ mod tests {
         let long = format!(r#"{{"sku": "{}"}}"#, "x".repeat(100_000));
         let sentence = order().validate(&long).unwrap_err();
         assert_eq!(sentence, "The arguments do not fit the tool's schema: at /sku: value is longer than 5 characters.");
-        let deep = format!(r#"{{"a": {}{}}}"#, "[".repeat(64), "]".repeat(64));
+        let deep = format!(r#"{{"a": {}{}}}"#, "[".repeat(65), "]".repeat(65));
         assert_eq!(order().validate(&deep).unwrap_err(), "The arguments are nested more than 64 deep.");
         let deeper = format!(r#"{{"a": {}"#, "[".repeat(200_000));
         assert_eq!(
@@ -176,7 +176,7 @@ mod tests {
             let error = Schema::compile(&schema).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{schema}: {error}");
         };
-        check(json!({ "type": "objekt" }), "is not a JSON Schema: at /type: ");
+        check(json!({ "required": 1 }), "is not a JSON Schema: at /required: ");
         check(
             json!({ "type": "object", "properties": { "a": { "pattern": "(" } } }),
             "is not a JSON Schema: at /properties/a",

@@ -100,16 +100,13 @@ impl Toolbox {
     ) -> Result<Self, Vec<BuildError>> {
         let (mut entries, mut servers, mut errors) = (BTreeMap::new(), Vec::new(), Vec::new());
         for tool in registered {
-            let name = tool.spec().name;
-            if entries.contains_key(&name) {
-                errors.push(BuildError::RegisteredTwice { name });
-            } else if configured.contains_key(&name) {
-                errors.push(BuildError::Doubled { name });
-            } else {
-                match entry(&name, "function", tool) {
-                    Ok(entry) => drop(entries.insert(name, entry)),
-                    Err(error) => errors.push(error),
+            match registered_tool(tool, configured) {
+                Ok((name, entry)) => {
+                    if entries.insert(name.clone(), entry).is_some() {
+                        errors.push(BuildError::RegisteredTwice { name });
+                    }
                 }
+                Err(error) => errors.push(error),
             }
         }
         for (name, settings) in configured {
@@ -188,6 +185,18 @@ pub(super) fn policy(settings: &ToolConfig, otherwise: Effects) -> ToolPolicy {
         timeout: settings.timeout,
         cancel_safe: settings.cancel_safe.unwrap_or(default.cancel_safe),
     }
+}
+
+fn registered_tool(
+    tool: Arc<dyn Tool>,
+    configured: &BTreeMap<String, ToolConfig>,
+) -> Result<(String, Entry), BuildError> {
+    let name = tool.spec().name;
+    if configured.contains_key(&name) {
+        return Err(BuildError::Doubled { name });
+    }
+    let entry = entry(&name, "function", tool)?;
+    Ok((name, entry))
 }
 
 fn http_tool(name: &str, settings: &ToolConfig, http: &crate::config::HttpTool) -> Result<Entry, BuildError> {

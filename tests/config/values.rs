@@ -102,10 +102,19 @@ fn bots_and_responders() {
         timeout = "5s"
         max_concurrency = 7
         history = { tokens = 4_000 }
+        tools = ["clock", "files"]
+        max_tool_rounds = 3
         [responders.claude]
         kind = "anthropic"
         api_key = { env = "ANY" }
         model = "claude-sonnet-4-5"
+        [tools.clock]
+        kind = "http"
+        url = "http://127.0.0.1:9/clock"
+        description = "Tells the time."
+        [tools.files]
+        kind = "mcp"
+        command = ["files"]
         "#,
     );
     let bot = &config.bots["b"];
@@ -116,8 +125,9 @@ fn bots_and_responders() {
     assert_eq!(web.origins, ["https://shop.example", "http://localhost:3000"]);
     assert_eq!(web.conversation_ttl, Duration::from_secs(7 * 86_400));
 
-    let ResponderConfig { kind, timeout, max_concurrency, history_messages, history_tokens } =
+    let ResponderConfig { kind, timeout, max_concurrency, history_messages, history_tokens, tools, max_tool_rounds } =
         &config.responders["model"];
+    assert_eq!((tools.join(" "), *max_tool_rounds), ("clock files".to_owned(), 3));
     assert_eq!((*timeout, *max_concurrency), (Duration::from_secs(5), 7));
     assert_eq!((*history_messages, *history_tokens), (40, 4_000));
     let ResponderKind::Model(model) = kind else { panic!("it is a model") };

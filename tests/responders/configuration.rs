@@ -17,8 +17,7 @@ use crate::{context, request};
 pub(crate) const API_KEY: &str = "sk-very-secret-123";
 
 pub(crate) fn settings(kind: ResponderKind) -> ResponderConfig {
-    let timeout = Duration::from_secs(10);
-    ResponderConfig { kind, timeout, max_concurrency: 8, history_messages: 40, history_tokens: 8_000 }
+    ResponderConfig { timeout: Duration::from_secs(10), max_concurrency: 8, ..ResponderConfig::new(kind) }
 }
 
 pub(crate) fn open_ai(base_url: &str) -> ModelConfig {
@@ -79,6 +78,7 @@ pub(crate) fn config(
         console: Console { token: None },
         bots: BTreeMap::from([("demo".to_owned(), bot)]),
         responders: responders.into_iter().map(|(name, settings)| (name.to_owned(), settings)).collect(),
+        tools: BTreeMap::new(),
     }
 }
 
@@ -94,7 +94,7 @@ async fn build_makes_every_kind_and_keeps_the_registered() {
         ("claude", settings(ResponderKind::Model(anthropic))),
     ];
     let registered: Responders = BTreeMap::from([("mine".to_owned(), Arc::new(Echo) as Arc<dyn Responder>)]);
-    let responders = build(&config(tables, "mine"), registered).unwrap();
+    let responders = build(&config(tables, "mine"), registered, &crate::no_tools()).unwrap();
     assert_eq!(responders.keys().collect::<Vec<_>>(), ["claude", "echo", "mine", "model", "script"]);
     assert_eq!(responders["script"].respond(&context(), &request(&["x"])).await, Ok(Reply::text("scripted")));
 }
@@ -113,7 +113,7 @@ fn build_reports_every_problem_and_no_secret() {
         ("e", settings(ResponderKind::Echo)),
     ];
     let registered: Responders = BTreeMap::from([("e".to_owned(), Arc::new(Echo) as Arc<dyn Responder>)]);
-    let errors = build(&config(tables, "nobody"), registered).err().unwrap();
+    let errors = build(&config(tables, "nobody"), registered, &crate::no_tools()).err().unwrap();
     let shown: Vec<_> = errors.iter().map(ToString::to_string).collect();
     let expected = [
         "responders.a.file: cannot read /nowhere/bot.toml; name a file that this process may read",

@@ -30,7 +30,7 @@ async fn ask(
 
 fn responder(model: &Model, settings: impl Fn(ResponderKind) -> ResponderConfig) -> Arc<dyn Responder> {
     let table = settings(ResponderKind::Model(open_ai(&model.base_url)));
-    let responders = build(&config([("model", table)], "model"), Responders::new()).unwrap();
+    let responders = build(&config([("model", table)], "model"), Responders::new(), &crate::no_tools()).unwrap();
     Arc::clone(&responders["model"])
 }
 
@@ -242,7 +242,7 @@ async fn a_broken_or_missing_connection_is_worth_another_try() {
     let base_url = format!("http://{}/v1", nobody.local_addr().unwrap());
     drop(nobody);
     let table = settings(ResponderKind::Model(open_ai(&base_url)));
-    let responders = build(&config([("model", table)], "model"), Responders::new()).unwrap();
+    let responders = build(&config([("model", table)], "model"), Responders::new(), &crate::no_tools()).unwrap();
     let outcome = responders["model"].respond(&context(), &request(&["x"])).await;
     let Err(TurnError::Retryable { message, .. }) = outcome else { panic!("{outcome:?}") };
     assert!(message.contains("refused") && !message.contains("127.0.0.1:"), "{message}");
