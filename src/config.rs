@@ -21,15 +21,17 @@ mod secret;
 mod sections;
 mod settings;
 mod tools;
+mod workflows;
 
 pub use problem::{ConfigError, Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
-    Bot, BotChannel, Burst, Console, Database, Effects, Http, HttpTool, McpServer, McpTransport, MessengerBot,
+    Bot, BotChannel, Burst, Console, Database, Effects, Http, HttpService, HttpTool, McpServer, McpTransport, MessengerBot,
     ModelApi, ModelConfig, Nats, NatsAuth, NatsServer, NatsTls, OnUncertain, OnUnknown, ReplyInFlight, ResponderConfig,
     ResponderKind, Sync, TelegramBot, Telemetry, ToolConfig, ToolKind, Updates, WebBot, Worker,
 };
 pub(crate) use tools::compile_schema;
+pub use workflows::{Accepts, Ask, Check, Condition, Node, Pattern, Rule, Say, Scalar, Subject, Test, Workflow};
 
 use expected::{NAME_ALPHABET, in_name_alphabet, name};
 use reader::Reading;
@@ -47,6 +49,7 @@ pub struct Config {
     pub bots: BTreeMap<String, Bot>,
     pub responders: BTreeMap<String, ResponderConfig>,
     pub tools: BTreeMap<String, ToolConfig>,
+    pub workflows: BTreeMap<String, Workflow>,
 }
 
 /// JetStream's names of streams and buckets carry it together with a suffix of ours, and subjects with a peer's name.
@@ -99,6 +102,7 @@ impl Config {
                 ResponderConfig::new(ResponderKind::Script { file: script }),
             )]),
             tools: BTreeMap::new(),
+            workflows: BTreeMap::new(),
         }
     }
 
@@ -200,11 +204,26 @@ impl ConfigReader {
         let tools = tools::read(&tool_tables, &self.registered_tools);
         let responder_tables = root.table("responders");
         let tool_names = names(&tool_tables, &self.registered_tools);
-        let responders = responders::read(&responder_tables, &self.registered_responders, &tool_names);
+        let workflow_tables = root.table("workflows");
+        let workflows = workflows::read(&workflow_tables);
+        let known = responders::Known { tools: &tool_names, workflows: &names(&workflow_tables, &[]) };
+        let responders = responders::read(&responder_tables, &self.registered_responders, &known);
         let bots = bots::read(&root.table("bots"), &names(&responder_tables, &self.registered_responders));
         root.finish(&[]);
         let (nats, database) = (nats?, database?);
-        Some(Config { namespace, http, nats, database, worker, telemetry, console, bots, responders, tools })
+        Some(Config {
+            namespace,
+            http,
+            nats,
+            database,
+            worker,
+            telemetry,
+            console,
+            bots,
+            responders,
+            tools,
+            workflows,
+        })
     }
 }
 

@@ -10,6 +10,8 @@ use time::format_description::well_known::Rfc2822;
 
 use crate::telemetry::install_crypto_provider;
 
+pub(crate) mod sse;
+
 /// Longest wait for a TCP and TLS connection: a server that is up answers in a fraction of it, even from another continent.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 

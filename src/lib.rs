@@ -6,6 +6,8 @@
 
 pub mod message;
 
+pub mod template;
+
 pub mod config;
 
 pub mod telemetry;

@@ -21,7 +21,6 @@ mod breaker;
 mod endpoint;
 mod failure;
 mod openai;
-mod sse;
 pub mod tokens;
 
 pub use endpoint::{BuildError, Endpoint, Timeouts};

@@ -24,14 +24,18 @@ use crate::tool::Toolbox;
 pub mod assistant;
 pub mod echo;
 pub mod history;
+pub mod http;
 pub mod journal;
 pub mod request;
 pub mod script;
+pub mod workflow;
 
 use assistant::{Assistant, Tools};
 use echo::Echo;
+use http::HttpResponder;
 use journal::Journal;
 use script::{Script, ScriptError};
+use workflow::WorkflowResponder;
 
 /// What a responder is told about the conversation.
 #[derive(Debug, Clone, Serialize)]
@@ -58,6 +62,9 @@ pub struct TurnRequest {
     pub conversation: ConversationView,
     pub messages: Vec<NewUserMessage>,
     pub history: Arc<[StoredMessage]>,
+    /// What a workflow adds to the responder's own instructions, for this turn alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
 }
 
 /// The frame a turn runs in.
@@ -197,6 +204,10 @@ pub enum BuildError {
         "responders.{name}.api_key: has characters that no HTTP header may hold; check for a line break at its end"
     )]
     ApiKey { name: String },
+    #[error("responders.{name}.url: not an address; write one like http://127.0.0.1:9000/turn")]
+    Url { name: String },
+    #[error("responders.{name}.headers: hold a name or value that no HTTP header may have")]
+    Headers { name: String },
     #[error("responders.{name}: cannot set up an HTTP client; check that the system's CA certificates are installed")]
     HttpClient {
         name: String,
@@ -234,7 +245,7 @@ pub fn build(config: &Config, registered: Responders, toolbox: &Toolbox) -> Resu
             continue;
         }
         match build_one(name, settings, toolbox) {
-            Ok(responder) => drop(responders.insert(name.clone(), responder)),
+            Ok(responder) => drop(responders.insert(name.clone(), led(config, settings, responder))),
             Err(error) => errors.push(error),
         }
     }
@@ -264,6 +275,7 @@ fn build_one(name: &str, settings: &ResponderConfig, toolbox: &Toolbox) -> Resul
                 .map_err(|source| BuildError::Script { name: name.to_owned(), source })?;
             Ok(Arc::new(script))
         }
+        ResponderKind::Http(service) => Ok(Arc::new(HttpResponder::new(name, settings, service)?)),
         ResponderKind::Model(model) => {
             let prompt = model.system_prompt.clone();
             let model = model::build(settings, model).map_err(|error| BuildError::of_model(name, error))?;
@@ -274,6 +286,15 @@ fn build_one(name: &str, settings: &ResponderConfig, toolbox: &Toolbox) -> Resul
             let (names, rounds_max) = (settings.tools.clone(), settings.max_tool_rounds);
             Ok(Arc::new(assistant.with_tools(Tools { toolbox: toolbox.clone(), names, rounds_max })))
         }
+    }
+}
+
+/// With the workflow around it that its table names.
+fn led(config: &Config, settings: &ResponderConfig, responder: Arc<dyn Responder>) -> Arc<dyn Responder> {
+    let workflow = settings.workflow.as_ref().and_then(|name| config.workflows.get(name));
+    match workflow {
+        Some(workflow) => Arc::new(WorkflowResponder::new(workflow.clone(), responder)),
+        None => responder,
     }
 }
 

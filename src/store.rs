@@ -33,6 +33,7 @@ use groups::{Groups, Load};
 use journal::Writing;
 use sending::{Beginning, Ending};
 
+pub(crate) use merge::merge_patch;
 pub use error::StoreError;
 pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
 pub use records::*;

@@ -199,6 +199,7 @@ impl Turns {
             },
             messages: vec![NewUserMessage { message: message.clone(), sender: envelope.sender.clone() }],
             history: history::prune(&history, settings.budget).into(),
+            prompt: None,
         };
         let context = TurnContext {
             turn_id: envelope.turn_id,

@@ -320,6 +320,8 @@ pub struct ResponderConfig {
     pub tools: Vec<String>,
     /// Rounds of tool calls within one turn, before the model has to answer: 1 to 64.
     pub max_tool_rounds: u32,
+    /// Name of the `[workflows.*]` table that leads the conversation and asks this responder where it says so.
+    pub workflow: Option<String>,
 }
 
 impl ResponderConfig {
@@ -334,6 +336,7 @@ impl ResponderConfig {
             history_tokens: 8_000,
             tools: Vec::new(),
             max_tool_rounds: 8,
+            workflow: None,
         }
     }
 }
@@ -346,6 +349,15 @@ pub enum ResponderKind {
         file: PathBuf,
     },
     Model(ModelConfig),
+    Http(HttpService),
+}
+
+/// A service that answers turns over HTTP.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpService {
+    pub url: String,
+    /// Sent with every call, by lower-case name; the bearer token is one of them.
+    pub headers: BTreeMap<String, Secret>,
 }
 
 /// The API that a model is called by.

@@ -239,7 +239,7 @@ fn environment(value: &Value<'_>) -> Option<BTreeMap<String, Secret>> {
 }
 
 /// By lower-case name. The bearer token is one of them.
-fn headers(table: &Table<'_>) -> BTreeMap<String, Secret> {
+pub(super) fn headers(table: &Table<'_>) -> BTreeMap<String, Secret> {
     let mut headers = BTreeMap::new();
     let written = table.value("headers").and_then(|headers| headers.table());
     let written = written.map(|written| written.named()).unwrap_or_default();

@@ -8,9 +8,9 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::failure::{ModelFailure, Quoting, classify_inside};
-use super::sse::Decoder;
 use super::{Finish, ToolCall, Usage, anthropic, openai};
 use crate::config::ModelApi;
+use crate::http::sse::Decoder;
 
 /// Most kept of one answer: a model's longest is some 100,000 tokens, about 0.5 MiB; times eight for JSON escapes and
 /// fields unknown to us. What streams by (reasoning, keep-alives, the frames around each token) does not count.
@@ -137,7 +137,7 @@ impl Reader {
                 let events = decoder.push(chunk);
                 let kept_bytes = decoder.kept_bytes();
                 for event in events {
-                    match self.event(&event, on_delta)? {
+                    match self.event(&event.data, on_delta)? {
                         Event::Part => progress.moved = true,
                         Event::KeepAlive => {}
                         Event::Last => {

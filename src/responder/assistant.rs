@@ -179,7 +179,7 @@ impl Assistant {
 
     fn question(&self, talk: &Talk, tools: &[ToolSpec], tools_off: bool) -> ModelRequest {
         ModelRequest {
-            system: self.system_prompt.clone(),
+            system: talk.instructions(self.system_prompt.as_deref()),
             messages: talk.messages(),
             tools: tools.to_vec(),
             tools_off: tools_off && !tools.is_empty(),

@@ -162,6 +162,11 @@ pub fn payload(action_id: &str, approve: bool) -> String {
     format!("{}{action_id}", if approve { APPROVE } else { REJECT })
 }
 
+/// Whether the message is a press of a button under such a question, whatever has become of it.
+pub(in crate::responder) fn is_press(message: &NewUserMessage) -> bool {
+    message.message.payload.as_deref().and_then(pressed).is_some()
+}
+
 /// What a message means for the actions that wait.
 #[derive(Debug, PartialEq, Eq)]
 enum Judgement {

@@ -27,6 +27,7 @@ pub(super) struct Round {
 }
 
 pub(super) struct Talk {
+    prompt: Option<String>,
     history: Vec<StoredMessage>,
     new: Vec<NewUserMessage>,
     rounds: Vec<Round>,
@@ -37,12 +38,19 @@ pub(super) struct Talk {
 impl Talk {
     pub(super) fn new(request: &TurnRequest) -> Self {
         Self {
+            prompt: request.prompt.clone(),
             history: request.history.to_vec(),
             new: request.messages.clone(),
             rounds: Vec::new(),
             asked: 0,
             result_max_bytes: RESULT_MAX_BYTES,
         }
+    }
+
+    /// The instructions of this turn: the responder's own, then the turn's.
+    pub(super) fn instructions(&self, system_prompt: Option<&str>) -> Option<String> {
+        let parts: Vec<&str> = system_prompt.into_iter().chain(self.prompt.as_deref()).collect();
+        (!parts.is_empty()).then(|| parts.join("\n\n"))
     }
 
     /// How often the model has answered so far.
