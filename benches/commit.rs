@@ -187,6 +187,7 @@ fn turn(ownership: Ownership, sequence: u64, lane: usize, conversation_id: Uuid)
         position: Position { stream: ownership.stream, sequence },
         turn_id,
         dedupe_id: format!("telegram:support:{lane}:{sequence}"),
+        merged: Vec::new(),
         state: TerminalState::Answered,
         reason: None,
         attempts: 1,

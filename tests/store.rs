@@ -839,6 +839,7 @@ fn turn_in(
         position: Position { stream: ownership.stream, sequence },
         turn_id,
         dedupe_id: format!("telegram:support:{turn_id}"),
+        merged: Vec::new(),
         state: TerminalState::Answered,
         reason: None,
         attempts: 1,

@@ -247,6 +247,7 @@ fn turn(ownership: Ownership, key: &ConversationKey, conversation_id: Uuid, sequ
         position: Position { stream: ownership.stream, sequence },
         turn_id,
         dedupe_id: turn_id.to_string(),
+        merged: Vec::new(),
         key: key.clone(),
         state: TerminalState::Answered,
         reason: None,

@@ -15,7 +15,9 @@ use super::values::{
     self, ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues, MessageValues,
     TurnValues,
 };
-use super::{BATCH_ROWS, CommitOutcome, Committed, Conversation, PendingDelivery, StoreError, TurnCommit, merge};
+use super::{
+    BATCH_ROWS, CommitOutcome, Committed, Conversation, MergedMessage, PendingDelivery, StoreError, TurnCommit, merge,
+};
 use crate::message::ConversationKey;
 
 /// The statements of groups, one round trip each, inside a transaction. None takes more rows than [`BATCH_ROWS`], and none
@@ -85,7 +87,7 @@ pub(super) enum Key {
 }
 
 pub(super) fn keys(turn: &TurnCommit) -> Vec<Key> {
-    let mut keys = vec![Key::Message(turn.dedupe_id.clone())];
+    let mut keys = turn.dedupe_ids().map(|id| Key::Message(id.to_owned())).collect::<Vec<_>>();
     keys.extend(turn.conversation_id.map(Key::Conversation));
     keys.extend(turn.new_conversation.as_ref().map(|new| Key::Open(new.key.clone())));
     keys
@@ -120,8 +122,11 @@ impl<'a> Turns<'a> {
     /// Everything but the end of the transaction.
     pub(super) async fn write(&mut self, statements: &mut impl Statements) -> Result<End, StoreError> {
         self.fence(statements).await?;
-        self.enter_ledger(statements).await?;
+        let is_torn = self.enter_ledger(statements).await?;
         let undecided = self.undecided();
+        if is_torn && !undecided.is_empty() {
+            return Ok(End::RollBackAndRepeat);
+        }
         let current = self.take_conversations(statements).await?;
         let written = self.undecided();
         if written.is_empty() {
@@ -144,30 +149,36 @@ impl<'a> Turns<'a> {
         })
     }
 
-    async fn enter_ledger(&mut self, statements: &mut impl Statements) -> Result<(), StoreError> {
+    /// Writes the rows of all turns, in one order whoever writes them. True when rows were written of a turn whose other
+    /// rows were there already: they must not stay.
+    async fn enter_ledger(&mut self, statements: &mut impl Statements) -> Result<bool, StoreError> {
         let refused = refused("commit turns");
         let undecided = self.undecided();
-        if undecided.is_empty() {
-            return Ok(());
+        let of_turn = |turn: &&'a TurnCommit| {
+            let turn = *turn;
+            turn.merged.iter().map(move |message| values::merged(turn, message)).chain([values::turn(turn)])
+        };
+        let mut rows = undecided.iter().flat_map(of_turn).collect::<Vec<_>>();
+        rows.sort_unstable_by(|left, right| left.dedupe_id.cmp(right.dedupe_id));
+        let mut entered = HashSet::new();
+        for batch in rows.chunks(BATCH_ROWS) {
+            entered.extend(statements.insert_turns(batch).await.map_err(&refused)?);
         }
-        let rows = undecided.iter().map(|turn| values::turn(turn)).collect::<Vec<_>>();
-        let entered = statements.insert_turns(&rows).await.map_err(&refused)?;
-        let known = undecided.iter().map(|turn| turn.dedupe_id.as_str()).filter(|id| !entered.contains(*id));
-        let known = known.collect::<Vec<_>>();
-        if known.is_empty() {
-            return Ok(());
+        let known = rows.iter().map(|row| row.dedupe_id).filter(|id| !entered.contains(*id)).collect::<Vec<_>>();
+        let mut found = HashMap::new();
+        for batch in known.chunks(BATCH_ROWS) {
+            let batch = statements.find_turns(batch).await?;
+            found.extend(batch.into_iter().map(|committed| (committed.dedupe_id.clone(), committed)));
         }
-        let found = statements.find_turns(&known).await?;
-        let found = found.into_iter().map(|committed| (committed.dedupe_id.clone(), committed));
-        let mut found = found.collect::<HashMap<_, _>>();
+        let mut is_torn = false;
         self.decide(|turn| {
-            if entered.contains(&turn.dedupe_id) {
-                return Ok(None);
-            }
+            let Some(known) = turn.dedupe_ids().find(|id| !entered.contains(*id)) else { return Ok(None) };
+            is_torn |= turn.dedupe_ids().any(|id| entered.contains(id));
             // Another row stands in its way, such as one with its turn id.
-            let committed = found.remove(&turn.dedupe_id).ok_or_else(|| refused(sqlx::Error::RowNotFound))?;
+            let committed = found.remove(known).ok_or_else(|| refused(sqlx::Error::RowNotFound))?;
             Ok(Some(CommitOutcome::AlreadyTerminal(committed)))
-        })
+        })?;
+        Ok(is_torn)
     }
 
     /// Opens new conversations and locks all.
@@ -242,10 +253,15 @@ impl<'a> Turns<'a> {
     }
 }
 
+fn merged(message: &MergedMessage) -> Committed {
+    Committed { dedupe_id: message.dedupe_id.clone(), turn_id: message.turn_id, state: message.state }
+}
+
 fn committed(turn: &TurnCommit, first_ordinal: Option<i64>) -> CommitOutcome {
     let pending = |part| PendingDelivery { part, traceparent: turn.traceparent.clone() };
     CommitOutcome::Committed {
         committed: Committed { dedupe_id: turn.dedupe_id.clone(), turn_id: turn.turn_id, state: turn.state },
+        merged: turn.merged.iter().map(merged).collect(),
         deliveries: turn.deliveries.iter().cloned().map(pending).collect(),
         first_ordinal,
     }

@@ -8,7 +8,10 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 /// Version, name and text of every migration of one database.
 macro_rules! migrations {
     ($folder:literal) => {
-        &[(1, "initial", include_str!(concat!("../../migrations/", $folder, "/0001_initial.sql")))]
+        &[
+            (1, "initial", include_str!(concat!("../../migrations/", $folder, "/0001_initial.sql"))),
+            (2, "bursts", include_str!(concat!("../../migrations/", $folder, "/0002_bursts.sql"))),
+        ]
     };
 }
 
