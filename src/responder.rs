@@ -103,7 +103,9 @@ impl TurnContext {
 pub struct Deltas(Option<mpsc::UnboundedSender<String>>);
 
 impl Deltas {
-    pub(crate) const fn to(listener: mpsc::UnboundedSender<String>) -> Self {
+    /// Hands each piece to a listener, in order.
+    #[must_use]
+    pub const fn to(listener: mpsc::UnboundedSender<String>) -> Self {
         Self(Some(listener))
     }
 
