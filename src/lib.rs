@@ -22,6 +22,8 @@ pub mod store;
 
 pub mod channel;
 
+pub mod platform;
+
 pub mod stream;
 
 pub mod cluster;

@@ -25,6 +25,7 @@ use crate::egress::Egress;
 use crate::ingress::{self, Ingress};
 use crate::message::escape;
 use crate::nats_server::ManagedServer;
+use crate::platform::Platforms;
 use crate::responder::history::{Budget, HistoryCache};
 use crate::responder::{self, Responders};
 use crate::scheduler::bursts::Rules;
@@ -201,6 +202,7 @@ impl Running {
         stream::ensure(connection, &config.nats, Lane::Dead).await?;
         let publisher = Publisher::new(connection.clone(), config.nats.partitions);
         let stopping = Stopping::default();
+        let platforms = Arc::new(Platforms::new(&config.bots)?);
         let mut shares = Vec::new();
         if roles.worker {
             let outbox = Outbox::new(store.clone(), publisher.clone());
@@ -209,7 +211,7 @@ impl Running {
             shares.push(Share::join(turns, outbox, config, &inbound, store, turn_limits(config), &stopping).await?);
         }
         if roles.egress {
-            let egress = Egress::new(store.clone(), publisher.clone(), config.bots.clone())?;
+            let egress = Egress::new(store.clone(), publisher.clone(), config.bots.clone(), Arc::clone(&platforms));
             shares.push(Share::join(egress, (), config, &outbound, store, send_limits(), &stopping).await?);
         }
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
