@@ -19,9 +19,11 @@ use crate::message::ConversationKey;
 
 pub(crate) use deliver::HEARTBEAT_AFTER;
 pub use deliver::{Delivery, Lost, Source, SourceError, StreamMessage};
+pub(crate) use floor::{keep_floors, kept_floors};
 pub use publish::{DeadLetter, PublishError, Published, Publisher};
 
 mod deliver;
+mod floor;
 mod publish;
 
 /// Names the schema version of a message's body, so that a reader can refuse what it does not understand.

@@ -310,7 +310,7 @@ async fn unreadable_messages_are_set_aside_and_block_nothing() {
     deployment.turnwise.assert_audit_clean().await;
 }
 
-/// The acknowledged part of the stream is all that is known of what was answered.
+/// What was written down beside the stream is all that is known of what was answered: consumers are gone with the server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_was_lost_does_not_answer_old_messages_again() {
     const CHAT: i64 = 13;
@@ -323,6 +323,8 @@ async fn a_database_that_was_lost_does_not_answer_old_messages_again() {
     }
     deployment.settled(3, PATIENCE).await;
     deployment.turnwise.terminate().await;
+    deployment.nats.kill9().await;
+    deployment.nats.start_again().await;
     let configuration = deployment.turnwise.configuration();
     let database = unquoted(configuration, "database", "url");
     let file = database.strip_prefix("sqlite://").unwrap().to_owned();

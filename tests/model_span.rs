@@ -124,5 +124,6 @@ fn request(text: &str) -> TurnRequest {
         },
         messages: vec![NewUserMessage { message, sender: None }],
         history: Arc::from(Vec::new()),
+        prompt: None,
     }
 }

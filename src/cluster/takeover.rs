@@ -9,7 +9,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{ClusterError, Owned};
 use crate::store::{Ownership, Store, StoreError, Takeover};
-use crate::stream::{self as jetstream, LeftBehind, StreamHandle};
+use crate::stream::{self as jetstream, LeftBehind, StreamError, StreamHandle};
 
 /// Consumers removed at once: enough to hide the round trips, few enough not to crowd the server.
 const REMOVALS_AT_ONCE: usize = 16;
@@ -27,7 +27,8 @@ pub async fn take_over(handle: &StreamHandle, store: &Store, partitions: &[u16])
     // Listed again: until the epoch was raised, the owner before may have made more of them.
     let left = of(partitions, jetstream::left_behind(handle).await.map_err(ClusterError::Stream)?);
     let left = earlier(left, &takeovers);
-    keep_floors(store, &takeovers, &left).await.map_err(ClusterError::Store)?;
+    let floors = floors(handle, &takeovers, &left).await.map_err(ClusterError::Stream)?;
+    keep_floors(store, &takeovers, &floors).await.map_err(ClusterError::Store)?;
     // Names of their own: with borrowed ones the future of a whole server could not be spawned.
     let names: Vec<String> = left.iter().map(|consumer| consumer.name.clone()).collect();
     stream::iter(names)
@@ -37,7 +38,7 @@ pub async fn take_over(handle: &StreamHandle, store: &Store, partitions: &[u16])
         .await
         .map_err(ClusterError::Stream)?;
     let owned: Vec<Owned> =
-        takeovers.into_iter().map(|takeover| Owned { takeover, after: start_after(&takeover, &left) }).collect();
+        takeovers.into_iter().map(|takeover| Owned { takeover, after: start_after(&takeover, &floors) }).collect();
     tracing::info!(stream = handle.name, partitions = owned.len(), "partitions taken over");
     Ok(owned)
 }
@@ -55,20 +56,40 @@ fn earlier(mut left: Vec<LeftBehind>, takeovers: &[Takeover]) -> Vec<LeftBehind>
     left
 }
 
+/// A database without a checkpoint has never seen this stream, or was lost. Then what was acknowledged to an earlier owner's
+/// consumer, or written down beside the stream by it, is known to be done by that alone, and answering it once more would be
+/// worse than trusting it. Consumers forget when the server restarts, what is written down is some seconds old.
+async fn floors(
+    handle: &StreamHandle,
+    takeovers: &[Takeover],
+    left: &[LeftBehind],
+) -> Result<HashMap<u16, u64>, StreamError> {
+    let unknown = takeovers.iter().filter(|takeover| takeover.checkpoint.is_none());
+    let unknown = unknown.map(|takeover| takeover.ownership.partition).collect::<Vec<_>>();
+    if unknown.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut floors = jetstream::kept_floors(handle, &unknown).await?;
+    for consumer in left {
+        let floor = floors.entry(consumer.partition).or_default();
+        *floor = consumer.ack_floor.max(*floor);
+    }
+    Ok(floors)
+}
+
 /// Writes down what only the consumers about to be removed know: a crash after their removal must not make it forgotten.
-async fn keep_floors(store: &Store, takeovers: &[Takeover], left: &[LeftBehind]) -> Result<(), StoreError> {
+async fn keep_floors(store: &Store, takeovers: &[Takeover], floors: &HashMap<u16, u64>) -> Result<(), StoreError> {
     let floors: Vec<(Ownership, u64)> = takeovers
         .iter()
         .filter(|takeover| takeover.checkpoint.is_none())
-        .map(|takeover| (takeover.ownership, start_after(takeover, left)))
+        .map(|takeover| (takeover.ownership, start_after(takeover, floors)))
         .filter(|(_, floor)| *floor > 0)
         .collect();
     if floors.is_empty() { Ok(()) } else { store.save_checkpoints(&floors).await }
 }
 
-/// Where to read on. A database without a checkpoint has never seen this stream: then what an earlier owner acknowledged is
-/// known to be done by the stream alone, and answering it once more would be worse than trusting that.
-fn start_after(takeover: &Takeover, left: &[LeftBehind]) -> u64 {
-    let floors = left.iter().filter(|consumer| consumer.partition == takeover.ownership.partition);
-    takeover.checkpoint.unwrap_or_else(|| floors.map(|consumer| consumer.ack_floor).max().unwrap_or(0))
+/// Where to read on.
+fn start_after(takeover: &Takeover, floors: &HashMap<u16, u64>) -> u64 {
+    let floor = || floors.get(&takeover.ownership.partition).copied().unwrap_or(0);
+    takeover.checkpoint.unwrap_or_else(floor)
 }

@@ -24,8 +24,13 @@ use super::progress::Arrival;
 use super::{Limits, SchedulerError, Task, Verdict, Work, attempt};
 use crate::cluster::{Assignment, Notice, Owned};
 use crate::message::Timestamp;
+<<<<<<< HEAD
 use crate::store::{Ownership, Receipt as _, Store};
 use crate::stream::{Delivery, StreamHandle, StreamMessage};
+=======
+use crate::store::{Ownership, Store};
+use crate::stream::{self, Delivery, StreamHandle, StreamMessage};
+>>>>>>> 322eddf
 use crate::telemetry::chain;
 
 /// Batches on their way from the feeders to the loop: two per partition of the default 64.
@@ -34,6 +39,9 @@ const EVENTS_IN_FLIGHT: usize = 128;
 /// How often checkpoints are written. They only save time: what lies behind one that was not written is delivered again and
 /// found in the ledger.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often they are written beside the stream, too, for the day on which the database is lost.
+const FLOOR_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often the loop looks for messages that need a heartbeat.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
@@ -169,6 +177,7 @@ impl<W: Work> Engine<W> {
         mut inbox: mpsc::Receiver<Event<W::Receipt>>,
     ) -> Result<(), SchedulerError> {
         let mut checkpoints = tokio::time::interval(CHECKPOINT_INTERVAL);
+        let mut floors = tokio::time::interval(FLOOR_INTERVAL);
         let mut heartbeats = tokio::time::interval(HEARTBEAT_INTERVAL);
         let mut assigning = true;
         let halt = self.halt.clone();
@@ -188,6 +197,7 @@ impl<W: Work> Engine<W> {
                     self.lanes.resume(&key, track);
                 }
                 _ = checkpoints.tick() => self.save_checkpoints(),
+                _ = floors.tick() => self.keep_floors(),
                 _ = heartbeats.tick() => self.heartbeats(),
                 () = halt.cancelled() => break Ok(()),
             }
@@ -287,11 +297,12 @@ impl<W: Work> Engine<W> {
         let Some(partition) = self.partitions.remove(number) else { return };
         self.held.retain(|slot, _| slot.partition != number);
         if let Some(Leaving::Given(released)) = partition.leaving {
-            let (store, checkpoint) = (self.store.clone(), partition.shared.ownership);
+            let (store, handle, ownership) = (self.store.clone(), self.handle.clone(), partition.shared.ownership);
             let watermark = partition.shared.watermark();
             self.tasks.spawn(async move {
-                if let Err(error) = store.save_checkpoints(&[(checkpoint, watermark)]).await {
-                    tracing::warn!(error = %chain(&error), "a last checkpoint was not written");
+                match store.save_checkpoints(&[(ownership, watermark)]).await {
+                    Ok(()) => keep_floors(&handle, &[(number, watermark)]).await,
+                    Err(error) => tracing::warn!(error = %chain(&error), "a last checkpoint was not written"),
                 }
                 // Whoever asked may have stopped waiting.
                 let _ = released.send(());
@@ -563,6 +574,14 @@ impl<W: Work> Engine<W> {
         });
     }
 
+    fn keep_floors(&mut self) {
+        let floors = self.partitions.floors();
+        if !floors.is_empty() {
+            let handle = self.handle.clone();
+            self.tasks.spawn(async move { keep_floors(&handle, &floors).await });
+        }
+    }
+
     /// Lets cancelled tasks notice it, takes what they still finished, and leaves the rest unacknowledged.
     async fn stop(mut self, mut inbox: mpsc::Receiver<Event<W::Receipt>>) {
         let numbers: Vec<u16> = self.partitions.iter().map(|(number, _)| *number).collect();
@@ -581,5 +600,12 @@ impl<W: Work> Engine<W> {
         if tokio::time::timeout_at(deadline, self.tasks.wait()).await.is_err() {
             tracing::warn!(work = W::NAME, "some tasks did not stop in time; their messages will come again");
         }
+    }
+}
+
+/// Nobody needs them as long as the database is there.
+async fn keep_floors(handle: &StreamHandle, floors: &[(u16, u64)]) {
+    if let Err(error) = stream::keep_floors(handle, floors).await {
+        tracing::debug!(error = %chain(&error), "not written down beside the stream");
     }
 }

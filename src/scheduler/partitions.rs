@@ -50,6 +50,8 @@ pub(super) struct Partition {
     pub(super) leaving: Option<Leaving>,
     /// The last checkpoint known to be in the database.
     saved: u64,
+    /// The last checkpoint written down beside the stream.
+    kept: u64,
 }
 
 impl Partition {
@@ -63,6 +65,7 @@ impl Partition {
             running: 0,
             leaving: None,
             saved: owned.takeover.checkpoint.unwrap_or(0),
+            kept: 0,
         }
     }
 
@@ -120,6 +123,16 @@ impl Partitions {
     /// Checkpoints that have moved since they were last written.
     pub(super) fn checkpoints(&self) -> Vec<(Ownership, u64)> {
         self.0.values().filter_map(Partition::checkpoint).collect()
+    }
+
+    /// Checkpoints in the database that have moved since this was last asked.
+    pub(super) fn floors(&mut self) -> Vec<(u16, u64)> {
+        let moved = self.0.iter_mut().filter(|(_, held)| held.saved > held.kept);
+        let floor = |(number, held): (&u16, &mut Partition)| {
+            held.kept = held.saved;
+            (*number, held.saved)
+        };
+        moved.map(floor).collect()
     }
 
     pub(super) fn saved(&mut self, checkpoints: &[(Ownership, u64)]) {

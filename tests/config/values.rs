@@ -125,8 +125,16 @@ fn bots_and_responders() {
     assert_eq!(web.origins, ["https://shop.example", "http://localhost:3000"]);
     assert_eq!(web.conversation_ttl, Duration::from_secs(7 * 86_400));
 
-    let ResponderConfig { kind, timeout, max_concurrency, history_messages, history_tokens, tools, max_tool_rounds } =
-        &config.responders["model"];
+    let ResponderConfig {
+        kind,
+        timeout,
+        max_concurrency,
+        history_messages,
+        history_tokens,
+        tools,
+        max_tool_rounds,
+        workflow: _,
+    } = &config.responders["model"];
     assert_eq!((tools.join(" "), *max_tool_rounds), ("clock files".to_owned(), 3));
     assert_eq!((*timeout, *max_concurrency), (Duration::from_secs(5), 7));
     assert_eq!((*history_messages, *history_tokens), (40, 4_000));

@@ -55,6 +55,7 @@ pub(crate) fn config(
     };
     let second = Duration::from_secs(1);
     Config {
+        workflows: BTreeMap::new(),
         namespace: "turnwise".to_owned(),
         http: Http {
             listen: "127.0.0.1:0".parse().unwrap(),

@@ -135,7 +135,7 @@ async fn a_taken_conversation_suppresses_what_was_decided_meanwhile(database: &D
     store.patch_conversation(conversation, &patch, at(15)).await.unwrap().unwrap();
 
     let outcome = store.commit(suppressed.clone()).await.unwrap();
-    let CommitOutcome::Committed { committed: receipt, deliveries, first_ordinal } = outcome else {
+    let CommitOutcome::Committed { committed: receipt, deliveries, first_ordinal, .. } = outcome else {
         panic!("{outcome:?}")
     };
     assert_eq!((receipt.state(), deliveries.len(), first_ordinal), (TerminalState::HandedOff, 0, Some(3)));
