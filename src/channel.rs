@@ -119,6 +119,24 @@ pub fn call(bot: &Bot, part: &OutboundPart) -> Option<Call> {
     }
 }
 
+/// A call that shows "is typing" for a while, and how soon it has to be made again for as long as it shall be seen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Typing {
+    pub call: Call,
+    pub again_after: Duration,
+}
+
+/// How `bot` shows that it is typing; `None` where nothing of the kind can be shown. Its answer reads like that to a reply.
+#[must_use]
+pub fn typing(bot: &Bot, peer: &Peer) -> Option<Typing> {
+    let (call, again_after) = match &bot.channel {
+        BotChannel::Telegram(settings) => (telegram::typing(settings, peer)?, telegram::TYPING_AGAIN_AFTER),
+        BotChannel::Messenger(settings) => (messenger::typing(settings, peer)?, messenger::TYPING_AGAIN_AFTER),
+        BotChannel::Web(_) => return None,
+    };
+    Some(Typing { call, again_after })
+}
+
 /// What the platform's answer to a [`Call`] means. `retry_after` is the answer's `Retry-After` header.
 #[must_use]
 pub fn classify(channel: Channel, status: u16, retry_after: Option<Duration>, body: &[u8]) -> Answer {

@@ -15,8 +15,8 @@ use uuid::Uuid;
 
 use crate::channel::{self, Answer, Call};
 use crate::config::{Bot, BotChannel, OnUncertain};
-use crate::http;
 use crate::message::{OutboundPart, Timestamp};
+use crate::platform::{Called, Platforms};
 use crate::scheduler::{Failure, Task, Verdict, Work};
 use crate::store::{SendResult, SendStart, Settled, Store, StoreError};
 use crate::stream::{Publisher, StreamMessage};
@@ -29,35 +29,24 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// another process may have taken over.
 const STALE_AFTER: Duration = Duration::from_secs(1);
 
-/// More than any answer to a send needs.
-const MAX_ANSWER_BYTES: usize = 64 * 1024;
-
 /// Sends the parts of a deployment's bots.
 #[derive(Debug)]
 pub struct Egress {
     store: Store,
     publisher: Publisher,
     bots: BTreeMap<String, Bot>,
-    /// Connections of a bot's own, so that one platform's slowness is not another's.
-    clients: BTreeMap<String, reqwest::Client>,
+    platforms: Arc<Platforms>,
 }
 
 impl Egress {
-    /// # Errors
-    /// When a bot's HTTP client cannot be built: its address is `https://` and the system has no CA certificates.
-    pub fn new(store: Store, publisher: Publisher, bots: BTreeMap<String, Bot>) -> Result<Self, reqwest::Error> {
-        let mut clients = BTreeMap::new();
-        for (name, bot) in &bots {
-            let base = match &bot.channel {
-                BotChannel::Telegram(telegram) => &telegram.api_base,
-                BotChannel::Messenger(messenger) => &messenger.api_base,
-                BotChannel::Web(_) => continue,
-            };
-            if let Ok(base) = reqwest::Url::parse(base) {
-                clients.insert(name.clone(), http::client(&base)?);
-            }
-        }
-        Ok(Self { store, publisher, bots, clients })
+    #[must_use]
+    pub const fn new(
+        store: Store,
+        publisher: Publisher,
+        bots: BTreeMap<String, Bot>,
+        platforms: Arc<Platforms>,
+    ) -> Self {
+        Self { store, publisher, bots, platforms }
     }
 }
 
@@ -163,7 +152,7 @@ impl Egress {
                 self.publisher.turn_notice(part.turn_id).await;
                 Answer::Sent { platform_message_id: None }
             }
-            (_, Some(call)) => self.call(bot, call, attempt).await,
+            (_, Some(call)) => self.call(bot, &call, attempt).await,
             (_, None) => Answer::Failed { error: "this peer cannot be written to".to_owned(), unreachable: true },
         };
         if matches!(answer, Answer::Sent { .. }) {
@@ -239,18 +228,20 @@ impl Egress {
         }
     }
 
-    async fn call(&self, bot: &Bot, call: Call, attempt: u32) -> Answer {
+    async fn call(&self, bot: &Bot, call: &Call, attempt: u32) -> Answer {
         let span = tracing::info_span!(
             "POST",
             otel.kind = "client",
             http.request.method = "POST",
             http.request.resend_count = attempt.saturating_sub(1),
-            server.address = host(&call),
+            server.address = host(call),
             http.response.status_code = tracing::field::Empty,
             error.type = tracing::field::Empty,
         );
         let started = Instant::now();
-        let answer = self.post(bot, call).instrument(span.clone()).await;
+        let Called { status, answer } = self.platforms.call(bot, call, CALL_TIMEOUT).instrument(span.clone()).await;
+        metric::egress_attempt(bot.channel(), status);
+        span.record("http.response.status_code", status);
         let error_type = match &answer {
             Answer::Sent { .. } => None,
             Answer::RetryAfter { .. } => Some("rate_limited"),
@@ -263,31 +254,6 @@ impl Egress {
         }
         tracing::debug!(bot = bot.name, duration_ms = started.elapsed().as_millis(), "platform called");
         answer
-    }
-
-    async fn post(&self, bot: &Bot, call: Call) -> Answer {
-        let Some(client) = self.clients.get(&bot.name) else {
-            return Answer::Failed { error: "the bot's api_base is not an address".to_owned(), unreachable: false };
-        };
-        let mut request = client.post(call.url.expose()).timeout(CALL_TIMEOUT).json(&call.body);
-        if let Some(bearer) = &call.bearer {
-            request = request.bearer_auth(bearer.expose());
-        }
-        let response = match request.send().await {
-            Ok(response) => response,
-            Err(error) => {
-                metric::egress_attempt(bot.channel(), None);
-                return without_answer(error);
-            }
-        };
-        let status = response.status().as_u16();
-        metric::egress_attempt(bot.channel(), Some(status));
-        tracing::Span::current().record("http.response.status_code", status);
-        let retry_after = retry_after(&response);
-        match bounded_body(response).await {
-            Ok(body) => channel::classify(bot.channel(), status, retry_after, &without_secret(bot, body)),
-            Err(error) => without_answer(error),
-        }
     }
 }
 
@@ -316,44 +282,7 @@ fn delivery_id(message: &StreamMessage) -> Option<Uuid> {
     Uuid::parse_str(&message.message_id).ok().filter(|id| id.to_string() == message.message_id)
 }
 
-/// What a call that brought no answer means. Nothing was sent when no connection was made; afterwards nobody can tell.
-/// The address, which can hold a token, is taken out of the error.
-fn without_answer(error: reqwest::Error) -> Answer {
-    let not_sent = error.is_connect() || error.is_builder();
-    let error = chain(&error.without_url());
-    if not_sent { Answer::NotSent { error } } else { Answer::Uncertain { error } }
-}
-
-/// A server that repeats what it was asked must not bring the secret of the call into the log or the database.
-fn without_secret(bot: &Bot, body: Vec<u8>) -> Vec<u8> {
-    let secret = match &bot.channel {
-        BotChannel::Telegram(telegram) => telegram.token.expose(),
-        BotChannel::Messenger(messenger) => messenger.page_token.expose(),
-        BotChannel::Web(_) => return body,
-    };
-    let text = String::from_utf8_lossy(&body);
-    if text.contains(secret) { text.replace(secret, "[redacted]").into_bytes() } else { body }
-}
-
 fn host(call: &Call) -> String {
     let url = reqwest::Url::parse(call.url.expose()).ok();
     url.and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
-}
-
-/// `Retry-After` in seconds; the platforms do not use the date form.
-fn retry_after(response: &reqwest::Response) -> Option<Duration> {
-    let value = response.headers().get(reqwest::header::RETRY_AFTER)?;
-    value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
-}
-
-async fn bounded_body(mut response: reqwest::Response) -> Result<Vec<u8>, reqwest::Error> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        let room = MAX_ANSWER_BYTES - body.len();
-        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        if body.len() == MAX_ANSWER_BYTES {
-            break;
-        }
-    }
-    Ok(body)
 }

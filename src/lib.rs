@@ -16,6 +16,8 @@ pub mod store;
 
 pub mod channel;
 
+pub mod platform;
+
 pub mod stream;
 
 pub mod cluster;

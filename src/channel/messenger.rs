@@ -25,6 +25,9 @@ const QUICK_REPLIES_MAX: usize = 13;
 const TITLE_UNITS_MAX: usize = 20;
 const PAYLOAD_CHARS_MAX: usize = 1000;
 
+/// "Is typing" ends by itself after some 20 s (Messenger Platform, "Sender Actions").
+pub(super) const TYPING_AGAIN_AFTER: Duration = Duration::from_secs(12);
+
 /// How long to wait after a rate limit that names no time.
 const RATE_LIMIT_PAUSE: Duration = Duration::from_secs(30);
 
@@ -241,22 +244,31 @@ fn attachment(attachment: &Object<'_>) -> Attachment {
 /// The Send API call for `part`. The delivery's id rides along as `metadata` and comes back in the echo. `None` for peers
 /// that are no person.
 pub(super) fn call(messenger: &MessengerBot, part: &OutboundPart) -> Option<Call> {
-    let Peer::User(person) = &part.key.peer else { return None };
-    let recipient = match person.strip_prefix(USER_REF) {
-        Some(user_ref) => json!({ "user_ref": user_ref }),
-        None => json!({ "id": person }),
-    };
+    let recipient = recipient(&part.key.peer)?;
     let mut message = json!({ "text": part.content, "metadata": part.delivery_id.to_string() });
     let quick_replies = quick_replies(&part.buttons);
     if !quick_replies.is_empty() {
         message["quick_replies"] = json!(quick_replies);
     }
-    let url = format!("{}/{}/{}/messages", messenger.api_base, messenger.api_version, messenger.page_id);
-    Some(Call {
-        url: Secret::new(url),
-        bearer: Some(messenger.page_token.clone()),
-        body: json!({ "recipient": recipient, "messaging_type": "RESPONSE", "message": message }),
+    Some(send(messenger, json!({ "recipient": recipient, "messaging_type": "RESPONSE", "message": message })))
+}
+
+/// The Send API call that shows "is typing". `None` for peers that are no person.
+pub(super) fn typing(messenger: &MessengerBot, peer: &Peer) -> Option<Call> {
+    Some(send(messenger, json!({ "recipient": recipient(peer)?, "sender_action": "typing_on" })))
+}
+
+fn recipient(peer: &Peer) -> Option<serde_json::Value> {
+    let Peer::User(person) = peer else { return None };
+    Some(match person.strip_prefix(USER_REF) {
+        Some(user_ref) => json!({ "user_ref": user_ref }),
+        None => json!({ "id": person }),
     })
+}
+
+fn send(messenger: &MessengerBot, body: serde_json::Value) -> Call {
+    let url = format!("{}/{}/{}/messages", messenger.api_base, messenger.api_version, messenger.page_id);
+    Call { url: Secret::new(url), bearer: Some(messenger.page_token.clone()), body }
 }
 
 /// A button that Meta would refuse is left out: it would take the whole message with it.

@@ -22,6 +22,9 @@ mod content;
 /// The longest text of one message, in UTF-16 units (Bot API, "sendMessage": 4096 characters).
 pub(super) const TEXT_UNITS_MAX: usize = 4096;
 
+/// "Is typing" is seen for 5 s or less (Bot API, "sendChatAction").
+pub(super) const TYPING_AGAIN_AFTER: Duration = Duration::from_millis(4_500);
+
 /// The longest callback data of a button, in bytes (Bot API, "InlineKeyboardButton").
 const CALLBACK_DATA_BYTES_MAX: usize = 64;
 
@@ -228,25 +231,37 @@ fn label(message: &Object<'_>, data: &str) -> Option<String> {
 /// The `sendMessage` call for `part`, as plain text: nothing in it can be read as markup, so nothing can be refused as
 /// broken markup. `None` for peers that are no chat.
 pub(super) fn call(telegram: &TelegramBot, part: &OutboundPart) -> Option<Call> {
-    let (chat, topic) = match &part.key.peer {
-        Peer::User(chat) | Peer::Group(chat) => (chat, None),
-        Peer::Topic { group, topic } => (group, Some(topic)),
-        Peer::Conversation(_) | Peer::Bot => return None,
-    };
-    let mut body = json!({
-        "chat_id": number_if_possible(chat),
-        "text": part.content,
-        "link_preview_options": { "is_disabled": true },
-    });
-    if let Some(topic) = topic {
-        body["message_thread_id"] = number_if_possible(topic);
-    }
+    let mut body = addressed_to(&part.key.peer)?;
+    body["text"] = json!(part.content);
+    body["link_preview_options"] = json!({ "is_disabled": true });
     let keyboard = keyboard(&part.buttons);
     if !keyboard.is_empty() {
         body["reply_markup"] = json!({ "inline_keyboard": keyboard });
     }
-    let url = format!("{}/bot{}/sendMessage", telegram.api_base, telegram.token.expose());
-    Some(Call { url: Secret::new(url), bearer: None, body })
+    Some(method(telegram, "sendMessage", body))
+}
+
+/// The `sendChatAction` call that shows "is typing". `None` for peers that are no chat.
+pub(super) fn typing(telegram: &TelegramBot, peer: &Peer) -> Option<Call> {
+    let mut body = addressed_to(peer)?;
+    body["action"] = json!("typing");
+    Some(method(telegram, "sendChatAction", body))
+}
+
+/// The beginning of a request about a chat; `None` for peers that are none.
+fn addressed_to(peer: &Peer) -> Option<serde_json::Value> {
+    Some(match peer {
+        Peer::User(chat) | Peer::Group(chat) => json!({ "chat_id": number_if_possible(chat) }),
+        Peer::Topic { group, topic } => {
+            json!({ "chat_id": number_if_possible(group), "message_thread_id": number_if_possible(topic) })
+        }
+        Peer::Conversation(_) | Peer::Bot => return None,
+    })
+}
+
+fn method(telegram: &TelegramBot, name: &str, body: serde_json::Value) -> Call {
+    let url = format!("{}/bot{}/{name}", telegram.api_base, telegram.token.expose());
+    Call { url: Secret::new(url), bearer: None, body }
 }
 
 /// One button a row, so that labels of any length stay readable. A button that Telegram would refuse is left out: it would

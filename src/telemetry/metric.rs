@@ -34,6 +34,9 @@ pub const DEAD_LETTERS: &str = "turnwise_dead_letters_total";
 pub const MODEL_CALL_DURATION: &str = "gen_ai_client_operation_duration_seconds";
 pub const MODEL_TOKENS: &str = "gen_ai_client_token_usage";
 pub const EGRESS_ATTEMPTS: &str = "turnwise_egress_attempts_total";
+pub const TYPING: &str = "turnwise_typing_total";
+pub const EVENT_STREAMS: &str = "turnwise_event_streams";
+pub const EVENT_STREAMS_ENDED: &str = "turnwise_event_streams_ended_total";
 
 /// 10 ms doubling to 81.92 s: a turn is a model call, and a model call takes seconds.
 const DURATION_BUCKETS_SECONDS: [f64; 14] =
@@ -187,15 +190,38 @@ pub fn dead_letter(reason: &'static str) {
 
 /// One attempt at a platform; `status` is `None` when no answer came.
 pub fn egress_attempt(channel: Channel, status: Option<u16>) {
-    let class = match status {
+    counter!(EGRESS_ATTEMPTS, "channel" => channel.as_str(), "status_class" => class(status)).increment(1);
+}
+
+/// "Is typing" was to be shown; `status` is `None` when no answer came.
+pub fn typing(channel: Channel, status: Option<u16>) {
+    counter!(TYPING, "channel" => channel.as_str(), "status_class" => class(status)).increment(1);
+}
+
+/// A caller began to be sent a turn's events.
+pub fn event_stream_began() {
+    gauge!(EVENT_STREAMS).increment(1.0);
+}
+
+/// Its connection is free again.
+pub fn event_stream_closed() {
+    gauge!(EVENT_STREAMS).decrement(1.0);
+}
+
+/// It is sent nothing more.
+pub fn event_stream_ended(reason: &'static str) {
+    counter!(EVENT_STREAMS_ENDED, "reason" => reason).increment(1);
+}
+
+fn class(status: Option<u16>) -> &'static str {
+    match status {
         None => "none",
         Some(100..=199) => "1xx",
         Some(200..=299) => "2xx",
         Some(300..=399) => "3xx",
         Some(400..=499) => "4xx",
         Some(_) => "5xx",
-    };
-    counter!(EGRESS_ATTEMPTS, "channel" => channel.as_str(), "status_class" => class).increment(1);
+    }
 }
 
 fn install_recorder() -> anyhow::Result<PrometheusHandle> {
@@ -236,6 +262,7 @@ pub fn describe_metrics() {
 fn show_unlabelled_series() {
     scheduler_size(0, 0);
     counter!(COMMITS_FENCED).absolute(0);
+    gauge!(EVENT_STREAMS).set(0.0);
 }
 
 const COUNTERS: &[(&str, &str)] = &[
@@ -246,12 +273,15 @@ const COUNTERS: &[(&str, &str)] = &[
     (REBALANCES, "Partitions that this process took, gave up or lost, by reason."),
     (DEAD_LETTERS, "Messages given up after their attempts, by reason."),
     (EGRESS_ATTEMPTS, "Attempts to deliver to a platform, by class of the HTTP status; none means no answer came."),
+    (TYPING, "Calls that show that a bot is typing, by class of the HTTP status; none means no answer came."),
+    (EVENT_STREAMS_ENDED, "Callers that are sent no more events of a turn, by reason."),
 ];
 
 const GAUGES: &[(&str, &str)] = &[
     (TURNS_IN_FLIGHT, "Turns running now in this process."),
     (LANES, "Conversations with running or waiting messages in this process."),
     (PARTITION_OWNED, "1 for a partition that this process works on, 0 for another."),
+    (EVENT_STREAMS, "Callers that are being sent the events of a turn by this process."),
     (MEMBERS, "Processes that share the work on a stream, as this process sees it."),
 ];
 
@@ -299,6 +329,11 @@ mod tests {
         dead_letter("attempts");
         egress_attempt(Channel::Messenger, Some(429));
         egress_attempt(Channel::Messenger, None);
+        typing(Channel::Telegram, Some(200));
+        event_stream_began();
+        event_stream_began();
+        event_stream_closed();
+        event_stream_ended("done");
 
         let page = metrics.render();
         for (name, help) in COUNTERS.iter().chain(GAUGES).chain(HISTOGRAMS).chain(SIZES) {
@@ -326,6 +361,9 @@ mod tests {
         check(r#"turnwise_dead_letters_total{reason="attempts"} 1"#);
         check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="4xx"} 1"#);
         check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="none"} 1"#);
+        check(r#"turnwise_typing_total{channel="telegram",status_class="2xx"} 1"#);
+        check("turnwise_event_streams 1");
+        check(r#"turnwise_event_streams_ended_total{reason="done"} 1"#);
         let of_second = second.render();
         assert_eq!(sorted(&of_second), sorted(&page), "both handles show the one recorder");
         Ok(())

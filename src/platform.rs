@@ -1,0 +1,109 @@
+//! Calling the platforms: a [`Call`] out, its [`Answer`] back, over connections of the bot's own.
+//!
+//! Refuses to try again and to decide what an answer means for anybody. Invariant: neither the address called, which can hold
+//! a token, nor a secret that the platform repeats is in an error.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::channel::{self, Answer, Call};
+use crate::config::{Bot, BotChannel};
+use crate::http;
+use crate::telemetry::chain;
+
+/// More than any answer to a call needs.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+/// What came of a call.
+#[derive(Debug)]
+pub struct Called {
+    /// The HTTP status; `None` when no answer came.
+    pub status: Option<u16>,
+    pub answer: Answer,
+}
+
+/// The HTTP clients of a deployment's bots.
+#[derive(Debug)]
+pub struct Platforms {
+    /// Connections of a bot's own, so that one platform's slowness is not another's.
+    clients: BTreeMap<String, reqwest::Client>,
+}
+
+impl Platforms {
+    /// # Errors
+    /// When a bot's HTTP client cannot be built: its address is `https://` and the system has no CA certificates.
+    pub fn new(bots: &BTreeMap<String, Bot>) -> Result<Self, reqwest::Error> {
+        let mut clients = BTreeMap::new();
+        for (name, bot) in bots {
+            let base = match &bot.channel {
+                BotChannel::Telegram(telegram) => &telegram.api_base,
+                BotChannel::Messenger(messenger) => &messenger.api_base,
+                BotChannel::Web(_) => continue,
+            };
+            if let Ok(base) = reqwest::Url::parse(base) {
+                clients.insert(name.clone(), http::client(&base)?);
+            }
+        }
+        Ok(Self { clients })
+    }
+
+    /// One call. Without an answer within `timeout` nobody can tell what came of it.
+    pub async fn call(&self, bot: &Bot, call: &Call, timeout: Duration) -> Called {
+        let Some(client) = self.clients.get(&bot.name) else {
+            let error = "the bot's api_base is not an address".to_owned();
+            return Called { status: None, answer: Answer::Failed { error, unreachable: false } };
+        };
+        let mut request = client.post(call.url.expose()).timeout(timeout).json(&call.body);
+        if let Some(bearer) = &call.bearer {
+            request = request.bearer_auth(bearer.expose());
+        }
+        let response = match request.send().await {
+            Ok(response) => response,
+            Err(error) => return Called { status: None, answer: without_answer(error) },
+        };
+        let status = response.status().as_u16();
+        let retry_after = retry_after(&response);
+        let answer = match bounded_body(response).await {
+            Ok(body) => channel::classify(bot.channel(), status, retry_after, &without_secret(bot, body)),
+            Err(error) => without_answer(error),
+        };
+        Called { status: Some(status), answer }
+    }
+}
+
+/// What a call that brought no answer means. Nothing was sent when no connection was made; afterwards nobody can tell.
+/// The address, which can hold a token, is taken out of the error.
+fn without_answer(error: reqwest::Error) -> Answer {
+    let not_sent = error.is_connect() || error.is_builder();
+    let error = chain(&error.without_url());
+    if not_sent { Answer::NotSent { error } } else { Answer::Uncertain { error } }
+}
+
+/// A server that repeats what it was asked must not bring the secret of the call into the log or the database.
+fn without_secret(bot: &Bot, body: Vec<u8>) -> Vec<u8> {
+    let secret = match &bot.channel {
+        BotChannel::Telegram(telegram) => telegram.token.expose(),
+        BotChannel::Messenger(messenger) => messenger.page_token.expose(),
+        BotChannel::Web(_) => return body,
+    };
+    let text = String::from_utf8_lossy(&body);
+    if text.contains(secret) { text.replace(secret, "[redacted]").into_bytes() } else { body }
+}
+
+/// `Retry-After` in seconds; the platforms do not use the date form.
+fn retry_after(response: &reqwest::Response) -> Option<Duration> {
+    let value = response.headers().get(reqwest::header::RETRY_AFTER)?;
+    value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+async fn bounded_body(mut response: reqwest::Response) -> Result<Vec<u8>, reqwest::Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        let room = MAX_ANSWER_BYTES - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if body.len() == MAX_ANSWER_BYTES {
+            break;
+        }
+    }
+    Ok(body)
+}
