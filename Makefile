@@ -1,5 +1,5 @@
-# Everything one does with the project; CI runs the same targets. What is missing (nats-server, PostgreSQL for the tests,
-# cargo-deny) is found or fetched by the scripts in scripts/, which say what they did.
+# Everything one does with the project; CI runs the same targets. What is missing (nats-server, PostgreSQL, aimock and an MCP
+# server for the tests, cargo-deny) is found or fetched by the scripts in scripts/, which say what they did.
 
 .DEFAULT_GOAL := help
 
@@ -19,8 +19,10 @@ run: ## Build and start everything in one process: a web chat page on http://127
 	exec $(CARGO) run --locked -- dev $(ARGS)
 
 .PHONY: test
-test: ## All tests, against a real nats-server, SQLite and PostgreSQL
+test: ## All tests, against a real nats-server, SQLite, PostgreSQL and an MCP server
 	@TURNWISE_NATS_SERVER=$$(scripts/nats-server.sh) && export TURNWISE_NATS_SERVER && \
+	TURNWISE_AIMOCK=$$(scripts/aimock.sh) && export TURNWISE_AIMOCK && \
+	TURNWISE_MCP_EVERYTHING=$$(scripts/mcp-everything.sh) && export TURNWISE_MCP_EVERYTHING && \
 	postgres=$$(scripts/postgres.sh) && export PATH="$$postgres:$$PATH" && \
 	$(CARGO) test --locked --no-fail-fast
 

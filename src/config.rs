@@ -20,13 +20,18 @@ mod responders;
 mod secret;
 mod sections;
 mod settings;
+mod tools;
+mod workflows;
 
 pub use problem::{ConfigError, Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
-    Bot, BotChannel, Burst, Console, Database, Http, MessengerBot, Nats, NatsAuth, NatsServer, NatsTls, OnUncertain,
-    OpenAi, ReplyInFlight, ResponderConfig, ResponderKind, Sync, TelegramBot, Telemetry, Updates, WebBot, Worker,
+    Bot, BotChannel, Burst, Console, Database, Effects, Http, HttpService, HttpTool, McpServer, McpTransport, MessengerBot,
+    ModelApi, ModelConfig, Nats, NatsAuth, NatsServer, NatsTls, OnUncertain, OnUnknown, ReplyInFlight, ResponderConfig,
+    ResponderKind, Sync, TelegramBot, Telemetry, ToolConfig, ToolKind, Updates, WebBot, Worker,
 };
+pub(crate) use tools::compile_schema;
+pub use workflows::{Accepts, Ask, Check, Condition, Node, Pattern, Rule, Say, Scalar, Subject, Test, Workflow};
 
 use expected::{NAME_ALPHABET, in_name_alphabet, name};
 use reader::Reading;
@@ -43,6 +48,8 @@ pub struct Config {
     pub console: Console,
     pub bots: BTreeMap<String, Bot>,
     pub responders: BTreeMap<String, ResponderConfig>,
+    pub tools: BTreeMap<String, ToolConfig>,
+    pub workflows: BTreeMap<String, Workflow>,
 }
 
 /// JetStream's names of streams and buckets carry it together with a suffix of ours, and subjects with a peer's name.
@@ -54,7 +61,7 @@ const DEFAULT_NAMESPACE: &str = "turnwise";
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 impl Config {
-    /// Reads a file with the secrets and prompts it names, for a program without responders of its own in Rust.
+    /// Reads a file with the secrets and prompts it names, for a program without responders and tools of its own in Rust.
     ///
     /// # Errors
     ///
@@ -94,6 +101,8 @@ impl Config {
                 "demo".to_owned(),
                 ResponderConfig::new(ResponderKind::Script { file: script }),
             )]),
+            tools: BTreeMap::new(),
+            workflows: BTreeMap::new(),
         }
     }
 
@@ -125,10 +134,11 @@ impl Config {
     }
 }
 
-/// Reads configurations for a program that has responders of its own, written in Rust.
+/// Reads configurations for a program that has responders or tools of its own, written in Rust.
 #[derive(Debug, Clone, Default)]
 pub struct ConfigReader {
     registered_responders: Vec<String>,
+    registered_tools: Vec<String>,
 }
 
 impl ConfigReader {
@@ -136,6 +146,13 @@ impl ConfigReader {
     #[must_use]
     pub fn registered_responders(mut self, names: &[String]) -> Self {
         names.clone_into(&mut self.registered_responders);
+        self
+    }
+
+    /// Names that responders may list as `tools` without a `[tools.*]` table.
+    #[must_use]
+    pub fn registered_tools(mut self, names: &[String]) -> Self {
+        names.clone_into(&mut self.registered_tools);
         self
     }
 
@@ -183,12 +200,35 @@ impl ConfigReader {
         let telemetry = sections::telemetry(&root.table("telemetry"));
         let console = sections::console(&root.table("console"));
 
+        let tool_tables = root.table("tools");
+        let tools = tools::read(&tool_tables, &self.registered_tools);
         let responder_tables = root.table("responders");
-        let responders = responders::read(&responder_tables, &self.registered_responders);
-        let written = responder_tables.named().into_iter().map(|(name, _)| name);
-        let names: Vec<&str> = written.chain(self.registered_responders.iter().map(String::as_str)).collect();
-        let bots = bots::read(&root.table("bots"), &names);
-        root.finish(&[("tools", "is not available in this version".to_owned())]);
-        Some(Config { namespace, http, nats: nats?, database: database?, worker, telemetry, console, bots, responders })
+        let tool_names = names(&tool_tables, &self.registered_tools);
+        let workflow_tables = root.table("workflows");
+        let workflows = workflows::read(&workflow_tables);
+        let known = responders::Known { tools: &tool_names, workflows: &names(&workflow_tables, &[]) };
+        let responders = responders::read(&responder_tables, &self.registered_responders, &known);
+        let bots = bots::read(&root.table("bots"), &names(&responder_tables, &self.registered_responders));
+        root.finish(&[]);
+        let (nats, database) = (nats?, database?);
+        Some(Config {
+            namespace,
+            http,
+            nats,
+            database,
+            worker,
+            telemetry,
+            console,
+            bots,
+            responders,
+            tools,
+            workflows,
+        })
     }
+}
+
+/// Every name that exists, whether or not its table is right.
+fn names<'n>(tables: &reader::Table<'n>, registered: &'n [String]) -> Vec<&'n str> {
+    let written = tables.named().into_iter().map(|(name, _)| name);
+    written.chain(registered.iter().map(String::as_str)).collect()
 }

@@ -28,6 +28,7 @@ use crate::stream::{Connection, PublishError, Published, Publisher, StreamHandle
 use crate::telemetry::{self, chain, metric};
 
 mod access;
+mod agents;
 mod chat;
 mod conversations;
 mod cors;

@@ -6,11 +6,17 @@
 
 pub mod message;
 
+pub mod template;
+
 pub mod config;
 
 pub mod telemetry;
 
 pub mod http;
+
+pub mod model;
+
+pub mod tool;
 
 pub mod store;
 

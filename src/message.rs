@@ -433,6 +433,8 @@ pub struct InboundMessage {
 pub enum Event {
     /// A person's message: makes a turn.
     Message(InboundMessage),
+    /// What a human agent says to the person: stored and sent in its place, no bot is asked.
+    Agent { text: String },
     /// Authentic, but nothing to answer: kept as it came, recorded as `ignored`. `kind` is the platform's word for it
     /// and `reason` ours for not answering.
     Ignored { kind: String, reason: String },

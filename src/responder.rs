@@ -16,22 +16,29 @@ use uuid::Uuid;
 
 use crate::config::{Config, ResponderConfig, ResponderKind};
 use crate::message::{Attachment, ConversationKey, InboundMessage, Platform, ReplyMessage, Role, Sender};
+use crate::model;
 use crate::store::{NewAction, StoredMessage};
 pub use crate::stream::ToolState;
+use crate::tool::Toolbox;
 
+pub mod assistant;
 mod deltas;
 pub mod echo;
 pub mod history;
+pub mod http;
 pub mod journal;
-pub mod openai;
+pub mod request;
 pub mod script;
+pub mod workflow;
 
+use assistant::{Assistant, Tools};
 pub use deltas::Deltas;
 pub(crate) use deltas::Draft;
 use echo::Echo;
+use http::HttpResponder;
 use journal::Journal;
-use openai::OpenAiResponder;
 use script::{Script, ScriptError};
+use workflow::WorkflowResponder;
 
 /// What a responder is told about the conversation.
 #[derive(Debug, Clone, Serialize)]
@@ -58,6 +65,9 @@ pub struct TurnRequest {
     pub conversation: ConversationView,
     pub messages: Vec<NewUserMessage>,
     pub history: Arc<[StoredMessage]>,
+    /// What a workflow adds to the responder's own instructions, for this turn alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
 }
 
 /// The frame a turn runs in.
@@ -179,6 +189,10 @@ pub enum BuildError {
         "responders.{name}.api_key: has characters that no HTTP header may hold; check for a line break at its end"
     )]
     ApiKey { name: String },
+    #[error("responders.{name}.url: not an address; write one like http://127.0.0.1:9000/turn")]
+    Url { name: String },
+    #[error("responders.{name}.headers: hold a name or value that no HTTP header may have")]
+    Headers { name: String },
     #[error("responders.{name}: cannot set up an HTTP client; check that the system's CA certificates are installed")]
     HttpClient {
         name: String,
@@ -191,12 +205,23 @@ pub enum BuildError {
     Unknown { bot: String, responder: String, known: String },
 }
 
+impl BuildError {
+    fn of_model(name: &str, error: model::BuildError) -> Self {
+        let name = name.to_owned();
+        match error {
+            model::BuildError::BaseUrl => Self::BaseUrl { name },
+            model::BuildError::ApiKey => Self::ApiKey { name },
+            model::BuildError::HttpClient(source) => Self::HttpClient { name, source },
+        }
+    }
+}
+
 /// Builds the responders of a deployment: one per `[responders.*]` table, and those registered in Rust. Script files are
 /// read and checked here, and every bot must find its responder.
 ///
 /// # Errors
 /// Every problem found, never none.
-pub fn build(config: &Config, registered: Responders) -> Result<Responders, Vec<BuildError>> {
+pub fn build(config: &Config, registered: Responders, toolbox: &Toolbox) -> Result<Responders, Vec<BuildError>> {
     let mut responders = registered;
     let mut errors = Vec::new();
     for (name, settings) in &config.responders {
@@ -204,8 +229,8 @@ pub fn build(config: &Config, registered: Responders) -> Result<Responders, Vec<
             errors.push(BuildError::Doubled { name: name.clone() });
             continue;
         }
-        match build_one(name, settings) {
-            Ok(responder) => drop(responders.insert(name.clone(), responder)),
+        match build_one(name, settings, toolbox) {
+            Ok(responder) => drop(responders.insert(name.clone(), led(config, settings, responder))),
             Err(error) => errors.push(error),
         }
     }
@@ -222,7 +247,7 @@ pub fn build(config: &Config, registered: Responders) -> Result<Responders, Vec<
 /// The script of `turnwise dev`, as it is written beside its database, to be changed by whoever tries it out.
 pub const DEMO_SCRIPT: &str = include_str!("responder/demo.toml");
 
-fn build_one(name: &str, settings: &ResponderConfig) -> Result<Arc<dyn Responder>, BuildError> {
+fn build_one(name: &str, settings: &ResponderConfig, toolbox: &Toolbox) -> Result<Arc<dyn Responder>, BuildError> {
     match &settings.kind {
         ResponderKind::Echo => Ok(Arc::new(Echo)),
         ResponderKind::Script { file } => {
@@ -235,7 +260,26 @@ fn build_one(name: &str, settings: &ResponderConfig) -> Result<Arc<dyn Responder
                 .map_err(|source| BuildError::Script { name: name.to_owned(), source })?;
             Ok(Arc::new(script))
         }
-        ResponderKind::OpenAi(model) => Ok(Arc::new(OpenAiResponder::new(name, settings, model)?)),
+        ResponderKind::Http(service) => Ok(Arc::new(HttpResponder::new(name, settings, service)?)),
+        ResponderKind::Model(model) => {
+            let prompt = model.system_prompt.clone();
+            let model = model::build(settings, model).map_err(|error| BuildError::of_model(name, error))?;
+            let assistant = Assistant::new(model, prompt);
+            if settings.tools.is_empty() {
+                return Ok(Arc::new(assistant));
+            }
+            let (names, rounds_max) = (settings.tools.clone(), settings.max_tool_rounds);
+            Ok(Arc::new(assistant.with_tools(Tools { toolbox: toolbox.clone(), names, rounds_max })))
+        }
+    }
+}
+
+/// With the workflow around it that its table names.
+fn led(config: &Config, settings: &ResponderConfig, responder: Arc<dyn Responder>) -> Arc<dyn Responder> {
+    let workflow = settings.workflow.as_ref().and_then(|name| config.workflows.get(name));
+    match workflow {
+        Some(workflow) => Arc::new(WorkflowResponder::new(workflow.clone(), responder)),
+        None => responder,
     }
 }
 

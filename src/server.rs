@@ -31,6 +31,7 @@ use crate::scheduler::{self, Limits, Orders, Work};
 use crate::store::Store;
 use crate::stream::{self, Connection, Lane, Publisher, StreamHandle};
 use crate::telemetry::{Metrics, chain};
+use crate::tool::Toolbox;
 use crate::turn::outbox::Outbox;
 use crate::turn::progress::Audience;
 use crate::turn::typing::Typing;
@@ -157,8 +158,13 @@ pub async fn run(
     let listener = TcpListener::bind(address).await.map_err(|source| ListenError { address, source })?;
     let address = listener.local_addr().context("cannot tell the address listened on")?;
     let metrics = Metrics::install()?;
-    let responders = responder::build(config, registered).map_err(|errors| unusable(&errors))?;
+    let toolbox = Toolbox::build(config, Vec::new()).map_err(|errors| unusable("tools", &errors))?;
+    let responders =
+        responder::build(config, registered, &toolbox).map_err(|errors| unusable("responders", &errors))?;
     let backends = Backends::open(config).await?;
+    if roles.worker {
+        toolbox.connect().await;
+    }
     let outcome = Running::start(config, roles, responders, &backends, metrics, listener).await;
     let outcome = match outcome {
         Ok(running) => {
@@ -167,6 +173,7 @@ pub async fn run(
         }
         Err(error) => Err(error),
     };
+    toolbox.shutdown().await;
     backends.close().await;
     outcome
 }
@@ -389,10 +396,10 @@ fn turns(
     }
 }
 
-/// Every problem of the responders, a line each.
-pub(crate) fn unusable(errors: &[responder::BuildError]) -> anyhow::Error {
+/// Every problem of what could not be built, a line each.
+pub(crate) fn unusable<E: std::error::Error + 'static>(what: &str, errors: &[E]) -> anyhow::Error {
     let lines: Vec<String> = errors.iter().map(|error| chain(error)).collect();
-    anyhow::anyhow!("the responders cannot be built\n  {}", lines.join("\n  "))
+    anyhow::anyhow!("the {what} cannot be built\n  {}", lines.join("\n  "))
 }
 
 fn turn_limits(config: &Config) -> Limits {

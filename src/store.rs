@@ -27,11 +27,13 @@ mod schema;
 mod sending;
 mod sqlite;
 mod values;
+mod writes;
 
-use groups::Groups;
+use groups::{Groups, Load};
 use journal::Writing;
 use sending::{Beginning, Ending};
 
+pub(crate) use merge::merge_patch;
 pub use error::StoreError;
 pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
 pub use records::*;
@@ -184,14 +186,15 @@ impl Store {
 
 /// Turns and the ledger.
 impl Store {
-    /// What a turn needs to begin, in one statement: whether the ledger holds the message already, and the conversation. For
+    /// What a turn needs to begin: whether the ledger holds the message already, and the conversation, both as of one moment;
+    /// turns that are loaded at the same time share a statement. For
     /// [`crate::message::Peer::Conversation`] that is the one with this id, closed or not; for any other peer the one that is
     /// not closed.
     ///
     /// # Errors
     /// As [`StoreError::Query`].
     pub async fn load_turn(&self, key: &ConversationKey, dedupe_id: &str) -> Result<TurnContextRow, StoreError> {
-        on!(self.load_turn(key, dedupe_id))
+        self.groups.load_turn(Load { key: key.clone(), dedupe_id: dedupe_id.to_owned() }).await
     }
 
     /// Which of the messages the ledger already holds, in no order.
@@ -283,12 +286,21 @@ impl Store {
         on!(self.action(id))
     }
 
-    /// The actions of a conversation that wait for a person's word, expired ones included, oldest first.
+    /// The actions of a conversation that wait for a person's word, those past their time included, and those that this turn
+    /// has decided; oldest first.
     ///
     /// # Errors
     /// As [`StoreError::Query`].
-    pub async fn open_actions(&self, conversation_id: Uuid) -> Result<Vec<Action>, StoreError> {
-        on!(self.open_actions(conversation_id))
+    pub async fn open_actions(&self, conversation_id: Uuid, turn_id: Uuid) -> Result<Vec<Action>, StoreError> {
+        on!(self.open_actions(conversation_id, turn_id))
+    }
+
+    /// The actions that a turn of this conversation asked about, whatever became of them.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn actions_of_turn(&self, conversation_id: Uuid, turn_id: Uuid) -> Result<Vec<Action>, StoreError> {
+        on!(self.actions_of_turn(conversation_id, turn_id))
     }
 
     /// Decides an action that is pending; one that is past its time expires instead, unless it is cancelled. Gives it as it is

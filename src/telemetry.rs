@@ -2,7 +2,7 @@
 //!
 //! Refuses to record message bodies or secrets: nothing here is handed any. Invariant: whether or not traces are exported,
 //! every span has a trace id, so that an answer of the API can name one and a log line can be found by it; without
-//! `otlp_endpoint` the sampler drops everything, which leaves two random numbers per span as the whole cost.
+//! `otlp_endpoint` spans are named when somebody asks, which is the whole cost.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -88,7 +88,8 @@ pub fn json_fault(error: &serde_json::Error) -> String {
 #[derive(Debug)]
 #[must_use = "spans of the last seconds are lost unless it is shut down"]
 pub struct TelemetryGuard {
-    provider: SdkTracerProvider,
+    /// None where no traces are exported.
+    provider: Option<SdkTracerProvider>,
 }
 
 /// Installs logs and traces for the whole process; called once, by `main` or by a program that embeds this library.
@@ -100,8 +101,9 @@ pub struct TelemetryGuard {
 ///
 /// `RUST_LOG` or `otlp_endpoint` is malformed, or a subscriber is already installed.
 pub fn init(config: &config::Telemetry, format: LogFormat) -> anyhow::Result<TelemetryGuard> {
-    // The NATS client tells every connection's life; what matters of it is logged by whoever holds the connection.
-    install(config, format, "info,async_nats=error")
+    // The clients of NATS and MCP tell every connection's life, the latter with the messages on it; what matters of it is
+    // logged by whoever holds the connection.
+    install(config, format, "info,async_nats=error,rmcp=off")
 }
 
 /// The same for a command that is over soon and whose own words are what its user wants: logs only from `warn` upward,
@@ -112,20 +114,16 @@ pub fn init(config: &config::Telemetry, format: LogFormat) -> anyhow::Result<Tel
 /// As [`init`].
 pub fn init_quiet(config: &config::Telemetry, format: LogFormat) -> anyhow::Result<TelemetryGuard> {
     let local = config::Telemetry { otlp_endpoint: None, ..config.clone() };
-    install(&local, format, "warn,async_nats=error")
+    install(&local, format, "warn,async_nats=error,rmcp=off")
 }
 
 fn install(config: &config::Telemetry, format: LogFormat, levels: &str) -> anyhow::Result<TelemetryGuard> {
     install_crypto_provider();
     let levels = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| levels.to_owned());
-    let levels = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .parse(levels)
-        .context("RUST_LOG is malformed; right would be for example info or warn,turnwise=debug")?;
     let provider = tracer_provider(config)?;
     tracing_subscriber::registry()
-        .with(trace_layer(&provider))
-        .with(log_layer(format, std::io::stderr).with_filter(levels))
+        .with(trace_layer(provider.as_ref()))
+        .with(filtered(log_layer(format, std::io::stderr), &levels)?)
         .try_init()
         .context("logging is already set up in this process")?;
     Ok(TelemetryGuard { provider })
@@ -135,7 +133,8 @@ impl TelemetryGuard {
     /// Sends what is queued and stops exporting; returns after at most five seconds, also when nobody listens.
     pub async fn shutdown(self) {
         // The exporter's client blocks, and its runtime must not be dropped on one of ours.
-        let sent = tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(SHUTDOWN_TIMEOUT));
+        let Some(provider) = self.provider else { return };
+        let sent = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(SHUTDOWN_TIMEOUT));
         match tokio::time::timeout(SHUTDOWN_TIMEOUT, sent).await {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(error))) => tracing::warn!(error = %error, "the last traces could not be exported"),
@@ -155,15 +154,14 @@ pub fn install_crypto_provider() {
     }
 }
 
-fn tracer_provider(config: &config::Telemetry) -> anyhow::Result<SdkTracerProvider> {
+/// None when traces are not to be exported.
+fn tracer_provider(config: &config::Telemetry) -> anyhow::Result<Option<SdkTracerProvider>> {
+    let Some(endpoint) = &config.otlp_endpoint else { return Ok(None) };
     let resource = Resource::builder()
         .with_service_name(config.service_name.clone())
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
         .build();
     let provider = SdkTracerProvider::builder().with_resource(resource);
-    let Some(endpoint) = &config.otlp_endpoint else {
-        return Ok(provider.with_sampler(Sampler::AlwaysOff).build());
-    };
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
         .with_http_client(blocking_client()?)
@@ -173,7 +171,7 @@ fn tracer_provider(config: &config::Telemetry) -> anyhow::Result<SdkTracerProvid
         .build()
         .context("telemetry.otlp_endpoint cannot be used")?;
     let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample_ratio)));
-    Ok(provider.with_batch_exporter(exporter).with_sampler(sampler).build())
+    Ok(Some(provider.with_batch_exporter(exporter).with_sampler(sampler).build()))
 }
 
 /// The batch processor runs on a thread without a reactor, so only the blocking client exports anything. It is named here
@@ -186,10 +184,28 @@ fn blocking_client() -> anyhow::Result<reqwest::blocking::Client> {
         .context("the trace exporter's HTTP client could not be set up")
 }
 
-fn trace_layer<S>(provider: &SdkTracerProvider) -> impl Layer<S>
+/// The log's lines of these levels. Directives that name only targets, as most do, are judged without a look at the spans
+/// around each line.
+fn filtered<S>(layer: Box<dyn Layer<S> + Send + Sync>, levels: &str) -> anyhow::Result<Box<dyn Layer<S> + Send + Sync>>
 where
-    S: Subscriber + for<'lookup> LookupSpan<'lookup>,
+    S: Subscriber + Send + Sync + for<'lookup> LookupSpan<'lookup>,
 {
+    if let Ok(targets) = levels.parse::<Targets>() {
+        let default = targets.default_level().unwrap_or(LevelFilter::INFO);
+        return Ok(layer.with_filter(targets.with_default(default)).boxed());
+    }
+    let levels = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .parse(levels)
+        .context("RUST_LOG is malformed; right would be for example info or warn,turnwise=debug")?;
+    Ok(layer.with_filter(levels).boxed())
+}
+
+fn trace_layer<S>(provider: Option<&SdkTracerProvider>) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + Send + Sync + for<'lookup> LookupSpan<'lookup>,
+{
+    let Some(provider) = provider else { return context::Naming.with_filter(traced_targets()).boxed() };
     let tracer = provider.tracer("turnwise");
     tracing_opentelemetry::layer()
         .with_tracer(tracer.clone())
@@ -198,6 +214,7 @@ where
         .with_target(false)
         .and_then(context::Backdating::new(tracer))
         .with_filter(traced_targets())
+        .boxed()
 }
 
 /// The OTLP specification's path for traces, unless the setting already has it.
@@ -206,9 +223,10 @@ fn traces_url(endpoint: &str) -> String {
     if base.ends_with("/v1/traces") { base.to_owned() } else { format!("{base}/v1/traces") }
 }
 
-/// An exporter that traces its own requests would never fall silent.
+/// An exporter that traces its own requests would never fall silent. The MCP client has spans as long as a session, and events
+/// that hold messages.
 fn traced_targets() -> Targets {
-    ["h2", "hyper", "opentelemetry", "reqwest", "rustls", "tower"]
+    ["h2", "hyper", "opentelemetry", "process_wrap", "reqwest", "rmcp", "rustls", "tower"]
         .into_iter()
         .fold(Targets::new().with_default(LevelFilter::INFO), |targets, target| {
             targets.with_target(target, LevelFilter::OFF)
@@ -217,7 +235,7 @@ fn traced_targets() -> Targets {
 
 fn log_layer<S, W>(format: LogFormat, writer: W) -> Box<dyn Layer<S> + Send + Sync>
 where
-    S: Subscriber + for<'lookup> LookupSpan<'lookup>,
+    S: Subscriber + Send + Sync + for<'lookup> LookupSpan<'lookup>,
     W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
 {
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
@@ -305,7 +323,7 @@ mod tests {
         };
         let provider = tracer_provider(&settings)?;
         let silent = log_layer(LogFormat::Text, io::sink).with_filter(LevelFilter::OFF);
-        let subscriber = tracing_subscriber::registry().with(trace_layer(&provider)).with(silent);
+        let subscriber = tracing_subscriber::registry().with(trace_layer(provider.as_ref())).with(silent);
         tracing::subscriber::with_default(subscriber, || {
             let received = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
             let span = tracing::info_span!("turn");

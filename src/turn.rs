@@ -136,6 +136,7 @@ impl Turns {
         let envelope = decode(&task.message)?;
         let message = match &envelope.event {
             Event::Ignored { kind, reason } => return self.ignore(task, &envelope, format!("{kind}: {reason}")).await,
+            Event::Agent { text } => return self.say(task, &envelope, text).await,
             Event::Message(message) => message,
         };
         let span = tracing::Span::current();
@@ -204,6 +205,7 @@ impl Turns {
             },
             messages: vec![NewUserMessage { message: message.clone(), sender: envelope.sender.clone() }],
             history: history::prune(&history, settings.budget).into(),
+            prompt: None,
         };
         let run = self.audience.begin(task, envelope);
         let context = TurnContext {
@@ -240,6 +242,22 @@ impl Turns {
         let count = history.last().map_or(0, |message| message.ordinal);
         self.cache.put(conversation.id, count, &history).await;
         Ok(history)
+    }
+
+    /// A human agent's message: it has its place among the turns, but nobody is asked.
+    async fn say(&self, task: &Task, envelope: &Envelope, text: &str) -> Step<Committed> {
+        match self.load(task, envelope).await? {
+            Loaded::Settled(committed) => self.finish_settled(task, committed).await,
+            Loaded::Open(loaded) if loaded.new.is_some() => {
+                self.ignore(task, envelope, "agent: the conversation was closed before".to_owned()).await
+            }
+            Loaded::Open(loaded) => {
+                let commit = compose::say(task, envelope, &loaded, text);
+                let committed = self.commit(task, commit, Some(&loaded)).await?;
+                self.publisher.turn_notice(committed.turn_id()).await;
+                Ok(committed)
+            }
+        }
     }
 
     async fn ignore(&self, task: &Task, envelope: &Envelope, reason: String) -> Step<Committed> {

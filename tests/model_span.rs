@@ -1,4 +1,4 @@
-//! The span of a model call. One test in a program of its own: `tracing` asks only one thread's subscriber whether a span
+//! The span of a model call, and what is logged of one. One test in a program of its own: `tracing` asks only one thread's subscriber whether a span
 //! is wanted, so a test on another thread could switch it off.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::json;
-use turnwise::config::{OpenAi, ResponderConfig, ResponderKind, Secret};
+use turnwise::config::{ModelApi, ModelConfig, ResponderConfig, ResponderKind, Secret};
 use turnwise::message::{Channel, ConversationKey, InboundMessage, Peer, Platform};
-use turnwise::responder::openai::OpenAiResponder;
+use turnwise::model::build;
+use turnwise::responder::assistant::Assistant;
 use turnwise::responder::{ConversationView, NewUserMessage, Responder, TurnContext, TurnRequest};
 use uuid::Uuid;
 
@@ -38,7 +39,7 @@ impl Write for Log {
 }
 
 #[tokio::test]
-async fn each_call_has_a_span_with_usage_and_without_words() {
+async fn calls_are_traced_and_logged_without_words() {
     use tracing_subscriber::fmt::format::FmtSpan;
     let log = Log::default();
     let sink = log.clone();
@@ -50,17 +51,20 @@ async fn each_call_has_a_span_with_usage_and_without_words() {
         .finish();
     let guard = tracing::subscriber::set_default(subscriber);
     let busy = status(429, &json!({ "error": { "message": "PROVIDER" } }));
-    let mut model = Model::start([says("REPLY"), busy]).await;
+    let mut model = Model::start([says("REPLY"), busy, says("REPLY"), says("REPLY")]).await;
     let responder = responder(&model);
-    responder.respond(&context(), &request()).await.unwrap();
-    responder.respond(&context(), &request()).await.unwrap_err();
+    responder.respond(&context(), &request("PROMPT")).await.unwrap();
+    responder.respond(&context(), &request("PROMPT")).await.unwrap_err();
+    // A server that counts 12 tokens of this has not read it.
+    for _ in 0..2 {
+        responder.respond(&context(), &request(&"PROMPT ".repeat(5_000))).await.unwrap();
+    }
     drop(guard);
-    assert_eq!(model.bodies().len(), 2);
+    assert_eq!(model.bodies().len(), 4);
 
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let spans: Vec<_> =
-        log.lines().filter(|line| line.contains("turnwise::responder") && line.contains("close")).collect();
-    let [first, second] = spans[..] else { panic!("{log}") };
+    let spans: Vec<_> = log.lines().filter(|line| line.contains("turnwise::model") && line.contains("close")).collect();
+    let [first, second, ..] = spans[..] else { panic!("{log}") };
     let fields = [
         "otel.name=chat llama3",
         "otel.kind=\"client\"",
@@ -72,6 +76,9 @@ async fn each_call_has_a_span_with_usage_and_without_words() {
         "gen_ai.request.temperature=0.5",
         "server.address=\"127.0.0.1\"",
         "http.response.status_code=200",
+        "gen_ai.request.stream=true",
+        "gen_ai.response.finish_reasons=\"stop\"",
+        "gen_ai.response.time_to_first_chunk=0.",
         "turnwise.attempt=2",
     ];
     for field in fields {
@@ -79,13 +86,17 @@ async fn each_call_has_a_span_with_usage_and_without_words() {
     }
     assert!(!first.contains("error.type"), "{first}");
     assert!(second.contains("error.type=\"rate_limited\""), "{second}");
+    let warnings: Vec<_> = log.lines().filter(|line| line.contains("it may cut long prompts silently")).collect();
+    assert_eq!(warnings.len(), 1, "once for the two: {warnings:?}");
+    assert!(warnings[0].contains("WARN") && warnings[0].contains("counted_tokens=12"), "{warnings:?}");
     for word in ["PROMPT", "REPLY", "Be brief", API_KEY] {
         assert!(!log.contains(word), "{word} is in the log");
     }
 }
 
-fn responder(model: &Model) -> OpenAiResponder {
-    let settings = OpenAi {
+fn responder(model: &Model) -> Assistant {
+    let settings = ModelConfig {
+        api: ModelApi::OpenAi,
         base_url: model.base_url.clone(),
         api_key: Some(Secret::new(API_KEY.to_owned())),
         model: "llama3".to_owned(),
@@ -93,22 +104,17 @@ fn responder(model: &Model) -> OpenAiResponder {
         temperature: Some(0.5),
         max_output_tokens: None,
     };
-    let shared = ResponderConfig {
-        kind: ResponderKind::OpenAi(settings.clone()),
-        timeout: Duration::from_secs(10),
-        max_concurrency: 8,
-        history_messages: 40,
-        history_tokens: 8_000,
-    };
-    OpenAiResponder::new("model", &shared, &settings).unwrap()
+    let kind = ResponderKind::Model(settings.clone());
+    let shared = ResponderConfig { timeout: Duration::from_secs(10), max_concurrency: 8, ..ResponderConfig::new(kind) };
+    Assistant::new(build(&shared, &settings).unwrap(), settings.system_prompt)
 }
 
 fn context() -> TurnContext {
     TurnContext { attempt: 2, ..TurnContext::new(Uuid::from_u128(7)) }
 }
 
-fn request() -> TurnRequest {
-    let message = InboundMessage { text: "PROMPT".to_owned(), ..InboundMessage::default() };
+fn request(text: &str) -> TurnRequest {
+    let message = InboundMessage { text: text.to_owned(), ..InboundMessage::default() };
     TurnRequest {
         conversation: ConversationView {
             id: Uuid::from_u128(1),

@@ -10,6 +10,7 @@ use turnwise::message::{
 use turnwise::responder::echo::Echo;
 use turnwise::responder::{ConversationView, NewUserMessage, Reply, Responder, TurnContext, TurnError, TurnRequest};
 use turnwise::store::StoredMessage;
+use turnwise::tool::Toolbox;
 use uuid::Uuid;
 
 #[path = "responders/configuration.rs"]
@@ -32,6 +33,10 @@ async fn echo_repeats_texts_and_names_attachments() {
 async fn echo_has_nothing_to_say_to_nothing() {
     let outcome = Echo.respond(&context(), &request(&[""])).await;
     assert_eq!(outcome, Err(terminal("the message has no text to echo")));
+}
+
+fn no_tools() -> Toolbox {
+    Toolbox::of(Vec::new()).unwrap()
 }
 
 fn context() -> TurnContext {

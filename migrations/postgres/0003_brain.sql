@@ -38,4 +38,4 @@ CREATE TABLE pending_actions (
     decided_at TIMESTAMPTZ
 );
 
-CREATE INDEX pending_actions_open ON pending_actions (conversation_id) WHERE status = 'pending';
+CREATE INDEX pending_actions_by_conversation ON pending_actions (conversation_id, created_at, id);

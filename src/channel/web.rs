@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{Verified, json};
 use crate::message::{Channel, ConversationKey, Envelope, Event, InboundMessage, Peer, Platform, Sender, Timestamp};
+use crate::store::Conversation;
 
 /// One message of a caller whose right to this conversation has been checked.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub struct ChatMessage<'a> {
     /// [`Platform::Web`] or [`Platform::Api`].
     pub platform: Platform,
     pub message: &'a str,
+    /// See [`InboundMessage::payload`].
+    pub payload: Option<String>,
     pub metadata: Option<Map<String, Value>>,
     pub now: Timestamp,
 }
@@ -42,7 +45,28 @@ pub fn accept(message: ChatMessage<'_>) -> Verified {
         sender: Some(Sender { id: device_id.clone(), ..Sender::default() }),
         device_id: Some(device_id),
         metadata: message.metadata.map(json::map_without_nul),
-        event: Event::Message(InboundMessage { text: json::without_nul(message.message), ..InboundMessage::default() }),
+        event: Event::Message(InboundMessage {
+            text: json::without_nul(message.message),
+            payload: message.payload,
+            ..InboundMessage::default()
+        }),
+        raw: None,
+    })
+}
+
+/// The envelope of a human agent's message into a conversation of any channel. The caller's right to it has been checked.
+#[must_use]
+pub fn accept_agent(conversation: &Conversation, turn_id: Uuid, text: &str, now: Timestamp) -> Verified {
+    Verified(Envelope {
+        turn_id,
+        key: conversation.key.clone(),
+        platform: conversation.platform,
+        dedupe_id: format!("agent:{turn_id}"),
+        received_at: now,
+        sender: None,
+        device_id: conversation.device_id.clone(),
+        metadata: None,
+        event: Event::Agent { text: json::without_nul(text) },
         raw: None,
     })
 }

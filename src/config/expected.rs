@@ -81,6 +81,27 @@ fn out_of_range(number: &impl Display) -> String {
     format!("{} is out of range", quoted(&number.to_string()).replace('"', ""))
 }
 
+/// The same value as JSON; dates become strings.
+pub(super) fn json(value: &DeValue<'_>) -> Result<serde_json::Value, String> {
+    Ok(match value {
+        DeValue::String(text) => text.to_string().into(),
+        DeValue::Boolean(flag) => (*flag).into(),
+        DeValue::Datetime(moment) => moment.to_string().into(),
+        DeValue::Integer(integer) => to_i64(integer).ok_or_else(|| out_of_range(integer))?.into(),
+        DeValue::Float(float) => {
+            let number = float.as_str().parse().ok().and_then(serde_json::Number::from_f64);
+            number.ok_or_else(|| out_of_range(float))?.into()
+        }
+        DeValue::Array(items) => items.iter().map(|item| json(item.get_ref())).collect::<Result<Vec<_>, _>>()?.into(),
+        DeValue::Table(entries) => {
+            let entry = |(name, value): (&toml::Spanned<std::borrow::Cow<'_, str>>, &toml::Spanned<DeValue<'_>>)| {
+                Ok((name.get_ref().to_string(), json(value.get_ref())?))
+            };
+            serde_json::Value::Object(entries.iter().map(entry).collect::<Result<_, String>>()?)
+        }
+    })
+}
+
 fn to_i64(integer: &DeInteger<'_>) -> Option<i64> {
     i64::from_str_radix(integer.as_str(), integer.radix()).ok()
 }
@@ -160,6 +181,13 @@ pub(super) fn base_url(example: &str) -> Expected<String> {
     Expected::text(format!("write an address such as \"{example}\""), |text| {
         let url = plain_url(text, &["http", "https"])?;
         Ok(url.as_str().trim_end_matches('/').to_owned())
+    })
+}
+
+/// An `http://` or `https://` address that is called as it is written.
+pub(super) fn endpoint(example: &str) -> Expected<String> {
+    Expected::text(format!("write an address such as \"{example}\""), |text| {
+        plain_url(text, &["http", "https"]).map(String::from)
     })
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::expected::{Expected, is_a};
+use super::expected::{Expected, is_a, json};
 use super::problem::{Problem, nearest, quoted};
 
 /// What one reading knows and has found so far.
@@ -203,6 +203,11 @@ impl<'t> Value<'t> {
 
     pub(super) fn is_a(&self) -> String {
         is_a(self.value)
+    }
+
+    /// The value as JSON, or why it cannot be.
+    pub(super) fn json(&self) -> Result<serde_json::Value, String> {
+        json(self.value)
     }
 
     /// The table that this value is; a problem when it is none.

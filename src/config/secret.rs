@@ -223,14 +223,16 @@ pub(super) fn path() -> Expected<String> {
 
 /// The text is not repeated when it is no name: it may be the secret itself, written in the wrong place.
 fn variable_name() -> Expected<String> {
-    Expected::text("write a name of letters, digits and _", |text| {
-        let starts_well = !text.is_empty() && !text.starts_with(|first: char| first.is_ascii_digit());
-        if starts_well && text.len() <= VARIABLE_BYTES_MAX && text.bytes().all(is_variable_byte) {
-            Ok(text.to_owned())
-        } else {
-            Err("is not the name of an environment variable".to_owned())
-        }
+    Expected::text("write a name of letters, digits and _", |text| match is_variable(text) {
+        true => Ok(text.to_owned()),
+        false => Err("is not the name of an environment variable".to_owned()),
     })
+}
+
+/// Whether the text can name an environment variable.
+pub(super) fn is_variable(text: &str) -> bool {
+    let starts_well = !text.is_empty() && !text.starts_with(|first: char| first.is_ascii_digit());
+    starts_well && text.len() <= VARIABLE_BYTES_MAX && text.bytes().all(is_variable_byte)
 }
 
 /// The longest name of an environment variable: names are short, and a problem repeats them.

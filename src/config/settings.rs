@@ -2,6 +2,7 @@
 //!
 //! Refuses to read anything: that is the neighbours' work. Invariant: a default is written here and nowhere else.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -318,6 +319,12 @@ pub struct ResponderConfig {
     pub history_messages: u32,
     /// Tokens of history that are sent along, at most.
     pub history_tokens: u32,
+    /// What the model may call: names of `[tools.*]` tables, or of tools registered in Rust.
+    pub tools: Vec<String>,
+    /// Rounds of tool calls within one turn, before the model has to answer: 1 to 64.
+    pub max_tool_rounds: u32,
+    /// Name of the `[workflows.*]` table that leads the conversation and asks this responder where it says so.
+    pub workflow: Option<String>,
 }
 
 impl ResponderConfig {
@@ -330,6 +337,9 @@ impl ResponderConfig {
             max_concurrency: 256,
             history_messages: 40,
             history_tokens: 8_000,
+            tools: Vec::new(),
+            max_tool_rounds: 8,
+            workflow: None,
         }
     }
 }
@@ -341,17 +351,167 @@ pub enum ResponderKind {
     Script {
         file: PathBuf,
     },
-    OpenAi(OpenAi),
+    Model(ModelConfig),
+    Http(HttpService),
+}
+
+/// A service that answers turns over HTTP.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpService {
+    pub url: String,
+    /// Sent with every call, by lower-case name; the bearer token is one of them.
+    pub headers: BTreeMap<String, Secret>,
+}
+
+/// The API that a model is called by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelApi {
+    /// OpenAI's Chat Completions, which most servers speak.
+    OpenAi,
+    /// Anthropic's Messages.
+    Anthropic,
+}
+
+impl ModelApi {
+    /// As `kind` in the configuration, and as `gen_ai.provider.name` on spans.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::OpenAi => "openai",
+            Self::Anthropic => "anthropic",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub struct OpenAi {
+pub struct ModelConfig {
+    pub api: ModelApi,
     /// Without a slash at the end.
     pub base_url: String,
     pub api_key: Option<Secret>,
     pub model: String,
     pub system_prompt: Option<String>,
-    /// 0 to 2.
+    /// 0 to 2; Anthropic's to 1.
     pub temperature: Option<f64>,
     pub max_output_tokens: Option<u32>,
+}
+
+impl ModelConfig {
+    pub(super) const ANTHROPIC_BASE_URL: &str = "https://api.anthropic.com";
+}
+
+/// What a call changes in the world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effects {
+    /// Nothing.
+    ReadOnly,
+    /// The same, however often it is made with the same arguments.
+    Idempotent,
+    /// Something, each time; unless its server keeps to the `Idempotency-Key`.
+    Destructive,
+}
+
+impl Effects {
+    /// What becomes of a call of unknown outcome when nothing else is said: made again where that is safe.
+    #[must_use]
+    pub const fn on_unknown(self) -> OnUnknown {
+        match self {
+            Self::ReadOnly | Self::Idempotent => OnUnknown::Retry,
+            Self::Destructive => OnUnknown::Fail,
+        }
+    }
+}
+
+/// What becomes of a call of which nobody knows whether it happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnUnknown {
+    /// It is made again, under the same idempotency key.
+    Retry,
+    /// The model and the user are told that nobody knows.
+    Fail,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToolConfig {
+    pub kind: ToolKind,
+    /// For one call.
+    pub timeout: Duration,
+    /// Whether a person is asked before each call.
+    pub confirm: bool,
+    /// Absent: what an MCP server says of its tool, else [`Effects::Destructive`].
+    pub effects: Option<Effects>,
+    /// Absent: as the effects have it.
+    pub on_unknown: Option<OnUnknown>,
+    /// Whether a call may be abandoned in the middle. Absent: if it is read-only.
+    pub cancel_safe: Option<bool>,
+}
+
+impl ToolConfig {
+    pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+    /// A tool with everything else at its default.
+    #[must_use]
+    pub const fn new(kind: ToolKind) -> Self {
+        Self {
+            kind,
+            timeout: Self::DEFAULT_TIMEOUT,
+            confirm: false,
+            effects: None,
+            on_unknown: None,
+            cancel_safe: None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum ToolKind {
+    /// One tool: the arguments are posted as JSON.
+    Http(HttpTool),
+    /// As many tools as the server offers.
+    Mcp(McpServer),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpTool {
+    pub url: String,
+    /// By lower-case name; any of them may be a password.
+    pub headers: BTreeMap<String, Secret>,
+    pub description: String,
+    /// JSON Schema of an object; it compiles.
+    pub parameters: serde_json::Value,
+}
+
+impl HttpTool {
+    /// The schema of a tool that takes no arguments.
+    #[must_use]
+    pub fn no_parameters() -> serde_json::Value {
+        serde_json::json!({ "type": "object", "properties": {}, "additionalProperties": false })
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct McpServer {
+    pub transport: McpTransport,
+    /// The server's tools that are offered, by its own names for them; empty: all.
+    pub only: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum McpTransport {
+    /// Streamable HTTP.
+    Url {
+        url: String,
+        /// By lower-case name; any of them may be a password.
+        headers: BTreeMap<String, Secret>,
+    },
+    /// A child process that is spoken to over its standard input and output.
+    Command {
+        program: PathBuf,
+        /// Any of them may hold a password.
+        arguments: Vec<Secret>,
+        /// All that the child has of an environment, but for `PATH`.
+        env: BTreeMap<String, Secret>,
+        /// The child's working directory.
+        folder: PathBuf,
+    },
 }

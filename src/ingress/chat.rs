@@ -21,11 +21,12 @@ use uuid::Uuid;
 use super::access::{Access, Caller};
 use super::events::{self, Watch};
 use super::problem::Problem;
-use super::{Ingress, RETRY_AFTER_SECONDS, Shared, conversations, json as answer, store_problem, turns};
+use super::{Ingress, RETRY_AFTER_SECONDS, Shared, agents, conversations, json as answer, store_problem, turns};
 use crate::channel::Verified;
 use crate::channel::web::{ChatMessage, accept};
 use crate::config::Bot;
 use crate::message::{ConversationStatus, Platform, Timestamp};
+use crate::responder::assistant::confirm;
 use crate::store::{IdempotencyClaim, Turn};
 use crate::telemetry;
 
@@ -37,6 +38,9 @@ pub(super) const DEVICE_ID_CHARS_MAX: usize = 255;
 
 /// The longest `Idempotency-Key`, in characters.
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
+
+/// The longest id of an action that is looked up; ours have 32.
+const ACTION_ID_BYTES_MAX: usize = 64;
 
 /// Room for what travels with a message on the stream: its id, schema version and trace context, with their names.
 const STREAM_HEADERS_BYTES: usize = 1_024;
@@ -54,7 +58,7 @@ pub(super) fn routes() -> Router<Arc<Ingress>> {
         .route("/v1/turns/{turn_id}/events", get(events::resume))
         .route("/v1/conversations", get(conversations::list))
         .route("/v1/conversations/{id}", get(conversations::show).patch(conversations::patch))
-        .route("/v1/conversations/{id}/messages", get(conversations::messages))
+        .route("/v1/conversations/{id}/messages", get(conversations::messages).post(agents::post))
 }
 
 async fn chat(State(ingress): Shared, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
@@ -85,6 +89,8 @@ struct ChatRequest {
     device_id: String,
     conversation_id: Option<Uuid>,
     message: String,
+    /// The answer to a question about an action, as a button under the question would carry it.
+    payload: Option<String>,
     platform: Platform,
     metadata: Option<Map<String, Value>>,
     /// SHA-256 of the body's canonical form, for telling a repeated request from another one.
@@ -112,9 +118,15 @@ impl ChatRequest {
         };
         let device_id = text(&body, "device_id")?.unwrap_or_default();
         check_device_id(&device_id)?;
-        let message = text(&body, "message")?.unwrap_or_default();
+        let confirmation = Confirmation::read(&body)?;
+        let message = match (text(&body, "message")?, &confirmation) {
+            (None, Some(confirmation)) => confirmation.word().to_owned(),
+            (message, _) => message.unwrap_or_default(),
+        };
         check_message(&message)?;
-        Ok(Self { bot: text(&body, "bot")?, device_id, conversation_id, message, platform, metadata, fingerprint })
+        let payload = confirmation.map(|confirmation| confirmation.payload());
+        let bot = text(&body, "bot")?;
+        Ok(Self { bot, device_id, conversation_id, message, payload, platform, metadata, fingerprint })
     }
 }
 
@@ -128,9 +140,41 @@ impl ChatRequest {
             device_id: &self.device_id,
             platform: self.platform,
             message: &self.message,
+            payload: self.payload.clone(),
             metadata: self.metadata.clone(),
             now: Timestamp::now(),
         })
+    }
+}
+
+/// `"confirm": { "id", "approve" }`: the answer to one of a turn's `actions`.
+struct Confirmation {
+    id: String,
+    approve: bool,
+}
+
+impl Confirmation {
+    fn read(body: &Map<String, Value>) -> Result<Option<Self>, Problem> {
+        let wrong =
+            || Problem::field(422, "confirm", "must be { \"id\": an action's id, \"approve\": true or false }.");
+        match body.get("confirm") {
+            None | Some(Value::Null) => Ok(None),
+            Some(confirm) => match (&confirm["id"], &confirm["approve"]) {
+                (Value::String(id), Value::Bool(approve)) if !id.is_empty() && id.len() <= ACTION_ID_BYTES_MAX => {
+                    Ok(Some(Self { id: id.clone(), approve: *approve }))
+                }
+                _ => Err(wrong()),
+            },
+        }
+    }
+
+    /// What the history shows, as if the button had been pressed.
+    const fn word(&self) -> &'static str {
+        if self.approve { confirm::YES_LABEL } else { confirm::NO_LABEL }
+    }
+
+    fn payload(&self) -> String {
+        confirm::payload(&self.id, self.approve)
     }
 }
 
@@ -244,7 +288,7 @@ impl Ingress {
     }
 
     /// Without a connection nothing can be made durable, so nothing is begun.
-    fn check_stream(&self) -> Result<(), Problem> {
+    pub(super) fn check_stream(&self) -> Result<(), Problem> {
         if self.connection.is_connected() {
             return Ok(());
         }
@@ -328,7 +372,7 @@ impl Queued {
 
 /// Waits for the turn's outcome; `None` when it did not come in time. A stopping process keeps its callers as long as turns
 /// may still finish.
-async fn wait(ingress: &Ingress, turn_id: Uuid, mut notices: Subscriber, limit: Duration) -> Option<Turn> {
+pub(super) async fn wait(ingress: &Ingress, turn_id: Uuid, mut notices: Subscriber, limit: Duration) -> Option<Turn> {
     let deadline = Instant::now() + limit;
     let mut look = tokio::time::interval(LOOK_AGAIN);
     loop {
@@ -385,7 +429,7 @@ impl Preference {
 }
 
 /// The key, bare or as a quoted string of structured fields.
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut values = headers.get_all("idempotency-key").into_iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
@@ -436,7 +480,7 @@ pub(super) fn check_device_id(device_id: &str) -> Result<(), Problem> {
     Err(Problem::field(422, "device_id", wrong))
 }
 
-fn check_message(message: &str) -> Result<(), Problem> {
+pub(super) fn check_message(message: &str) -> Result<(), Problem> {
     if message.trim().is_empty() {
         return Err(Problem::field(422, "message", "must not be empty or blank."));
     }

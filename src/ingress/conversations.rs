@@ -137,7 +137,12 @@ pub(super) async fn patch(
 
 impl Ingress {
     /// The conversation, if it exists and the caller may see it; the two cases look the same from outside.
-    async fn visible(&self, access: &Access<'_>, id: &str, device_id: Option<&str>) -> Result<Conversation, Problem> {
+    pub(super) async fn visible(
+        &self,
+        access: &Access<'_>,
+        id: &str,
+        device_id: Option<&str>,
+    ) -> Result<Conversation, Problem> {
         let id = conversation_id(id)?;
         let conversation = self.store.conversation(id).await.map_err(|error| store_problem(&error))?;
         conversation.filter(|conversation| access.may_see(conversation, device_id)).ok_or_else(not_found)

@@ -99,7 +99,21 @@ pub(super) async fn view(ingress: &Ingress, turn: &Turn) -> Result<Value, Proble
             })
         }));
     }
+    let actions = match turn.conversation_id {
+        Some(id) => ingress.store.actions_of_turn(id, turn.id).await.map_err(|error| store_problem(&error))?,
+        None => Vec::new(),
+    };
+    let actions: Vec<Value> = actions
+        .iter()
+        .map(|action| {
+            json!({
+                "id": action.id, "tool": action.tool, "arguments": action.arguments, "status": action.status,
+                "expires_at": action.expires_at,
+            })
+        })
+        .collect();
     Ok(json!({
+        "actions": actions,
         "conversation_id": turn.conversation_id,
         "turn_id": turn.id,
         "status": turn.state,

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::as_text;
 use crate::config::ResponderConfig;
 use crate::message::{Attachment, Author, Role};
+use crate::model;
 use crate::store::StoredMessage;
 
 /// How much history a model is shown at most.
@@ -38,13 +39,11 @@ impl Default for Budget {
     }
 }
 
-/// An upper estimate of a message's tokens: a third of its bytes, and 30 % and 4 tokens on top. Characters divided by four,
-/// as is often done, falls short by up to five times for Chinese, emoji and JSON.
+/// An upper estimate of a message's tokens, as [`model::tokens`] makes them.
 #[must_use]
 pub fn tokens(message: &StoredMessage) -> u64 {
     let tool_bytes = message.tool.as_ref().map_or(0, |tool| tool.to_string().len());
-    let bytes = as_text(&message.content, &message.attachments).len() + tool_bytes;
-    (u64::try_from(bytes).unwrap_or(u64::MAX).div_ceil(3).saturating_mul(13)).div_ceil(10).saturating_add(4)
+    model::tokens::of_bytes(as_text(&message.content, &message.attachments).len() + tool_bytes)
 }
 
 /// The newest turns of `messages` (oldest first) that fit `budget`, without a gap. A turn begins with a user message and is
@@ -75,13 +74,18 @@ pub fn halve(messages: &[StoredMessage]) -> Vec<StoredMessage> {
     prune(messages, budget)
 }
 
-/// The ids of the tool calls that an assistant message asks for: its `tool` is the model API's list of calls, or an object
-/// with that list under `tool_calls`.
+/// The tool calls that an assistant message asks for: its `tool` is the model API's list of calls, or an object with that
+/// list under `tool_calls`.
+#[must_use]
+pub fn call_list(message: &StoredMessage) -> &[Value] {
+    let Some(tool) = message.tool.as_ref().filter(|_| message.role == Role::Assistant) else { return &[] };
+    tool.get("tool_calls").unwrap_or(tool).as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// The ids of the calls of [`call_list`].
 #[must_use]
 pub fn calls(message: &StoredMessage) -> Vec<&str> {
-    let Some(tool) = message.tool.as_ref().filter(|_| message.role == Role::Assistant) else { return Vec::new() };
-    let list = tool.get("tool_calls").unwrap_or(tool).as_array().map(Vec::as_slice).unwrap_or_default();
-    list.iter().filter_map(|call| call.get("id").and_then(Value::as_str)).collect()
+    call_list(message).iter().filter_map(|call| call.get("id").and_then(Value::as_str)).collect()
 }
 
 /// The id of the call that a tool message answers: its `tool` is the call, or an object with a `tool_call_id`.

@@ -46,6 +46,12 @@ pub(crate) enum Fault {
     Store(String),
 }
 
+impl Fault {
+    pub(crate) fn store(error: &StoreError) -> Self {
+        Self::Store(chain(error))
+    }
+}
+
 impl Journal {
     /// One that lasts as long as the process, for tests of responders.
     #[must_use]
@@ -160,10 +166,10 @@ impl Journal {
     }
 
     fn refused(&self, error: &StoreError) -> TurnError {
-        self.fail(Fault::Store(chain(error)))
+        self.fail(Fault::store(error))
     }
 
-    fn fail(&self, fault: Fault) -> TurnError {
+    pub(crate) fn fail(&self, fault: Fault) -> TurnError {
         // The first one tells why; what follows it follows from it.
         let _ = self.inner.fault.set(fault);
         TurnError::Cancelled

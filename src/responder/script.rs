@@ -36,11 +36,9 @@ use uuid::Uuid;
 
 use super::{Reply, Responder, TurnContext, TurnError, TurnRequest, new_text, within};
 use crate::message::{Button, ReplyMessage, Role};
+use crate::template::{Template, Values};
 
 mod file;
-mod template;
-
-use template::{Template, Values};
 
 /// What is wrong with a script, where, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,11 +1,9 @@
 //! What committing a group of turns is, in terms of the statements that each database has for it.
 //!
-//! Refuses to end the transaction: whoever began it does as [`End`] says. Invariants: what becomes of one turn never depends
-//! on another of its group, because [`keys`] keeps those apart that share anything; locks are taken in one order, partitions,
-//! ledger rows, conversations, and each kind in its own order, so groups of several processes never wait in a circle.
+//! Refuses to end the transaction: whoever began it does as [`End`] says. Invariant: what becomes of one turn never depends on
+//! another of its group, because [`keys`] keeps those apart that share anything.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -15,17 +13,35 @@ use super::values::{
     self, ActionValues, ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues,
     JournalValues, MessageValues, RecordValues, TurnValues,
 };
-use super::{BATCH_ROWS, CommitOutcome, Committed, Conversation, PendingDelivery, StoreError, TurnCommit, merge};
+use super::{CommitOutcome, Committed, Conversation, Ownership, PendingDelivery, StoreError, TurnCommit, merge};
 use crate::message::{ConversationKey, ConversationStatus, Role, TerminalState};
 
-/// The statements of groups, one round trip each, inside a transaction. None takes more rows than [`BATCH_ROWS`], and none
-/// is for an empty list.
+/// A partition as the database knows it: its stream's number, and its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+pub(super) struct Partition(pub(super) i64, pub(super) u16);
+
+impl Partition {
+    pub(super) const fn of(ownership: &Ownership) -> Self {
+        Self(ownership.stream, ownership.partition)
+    }
+}
+
+/// Under which epoch each partition is owned.
+pub(super) type Epochs = HashMap<Partition, i64>;
+
+/// Whether this ownership is the partition's present one.
+pub(super) fn is_owned(epochs: &Epochs, ownership: &Ownership) -> bool {
+    epochs.get(&Partition::of(ownership)) == Some(&ownership.epoch)
+}
+
+/// The statements of groups, one round trip each, inside a transaction. None takes more rows than [`super::BATCH_ROWS`].
 pub(super) trait Statements: Send {
-    /// The epochs of partitions (stream and number), which stay as they are until the transaction ends.
-    fn lock_partitions(
+    /// The epochs of partitions, and deliveries' status and attempts; they stay as they are until the transaction ends.
+    fn lock(
         &mut self,
-        partitions: &BTreeSet<(i64, u16)>,
-    ) -> impl Future<Output = Result<HashMap<(i64, u16), i64>, StoreError>> + Send;
+        partitions: &BTreeSet<Partition>,
+        deliveries: &[Uuid],
+    ) -> impl Future<Output = Result<Locked, StoreError>> + Send;
 
     /// Writes the ledger rows that are not there yet, and tells their dedupe ids.
     fn insert_turns(
@@ -47,32 +63,8 @@ pub(super) trait Statements: Send {
         ids: &[Uuid],
     ) -> impl Future<Output = Result<HashMap<Uuid, Conversation>, StoreError>> + Send;
 
-    /// Writes the columns a turn owns (G6).
-    fn update_conversations(
-        &mut self,
-        changes: &[ConversationChange],
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
-
-    /// Writes messages; their conversations must be locked.
-    fn insert_messages(
-        &mut self,
-        messages: &[MessageValues<'_>],
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
-
-    fn insert_deliveries(
-        &mut self,
-        parts: &[DeliveryValues<'_>],
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
-
-    /// The deliveries' status and attempts, which stay until the transaction ends.
-    fn lock_deliveries(
-        &mut self,
-        ids: &[Uuid],
-    ) -> impl Future<Output = Result<HashMap<Uuid, Found>, StoreError>> + Send;
-
-    fn begin_deliveries(&mut self, begun: &[DeliveryBegun]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
-
-    fn end_deliveries(&mut self, ended: &[DeliveryEnded<'_>]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Writes rows of every kind; the conversations of messages and of changes must be locked, and deliveries that are moved.
+    fn write(&mut self, rows: &Rows<'_>) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
     /// Makes `handed_off` of ledger rows written before in the same transaction.
     fn hand_off_turns(&mut self, ids: &[Uuid]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
@@ -90,13 +82,32 @@ pub(super) trait Statements: Send {
     fn cancel_actions(&mut self, conversation_ids: &[Uuid]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
 
-/// What two turns of one group do not have in common.
+/// What [`Statements::lock`] finds.
+#[derive(Default)]
+pub(super) struct Locked {
+    pub(super) epochs: Epochs,
+    pub(super) deliveries: HashMap<Uuid, Found>,
+}
+
+/// Rows to be written or changed, of each kind at most [`super::BATCH_ROWS`].
+#[derive(Default)]
+pub(super) struct Rows<'a> {
+    /// The columns a turn owns (G6).
+    pub(super) changes: &'a [ConversationChange],
+    pub(super) messages: &'a [MessageValues<'a>],
+    pub(super) parts: &'a [DeliveryValues<'a>],
+    pub(super) begun: &'a [DeliveryBegun],
+    pub(super) ended: &'a [DeliveryEnded<'a>],
+}
+
+/// What two calls of one group do not have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     Message(String),
     Conversation(Uuid),
     /// Of a conversation to be opened.
     Open(ConversationKey),
+    Delivery(Uuid),
 }
 
 pub(super) fn keys(turn: &TurnCommit) -> Vec<Key> {
@@ -118,13 +129,39 @@ pub(super) enum End {
 
 /// The turns of a group and what became of each.
 pub(super) struct Turns<'a> {
-    turns: &'a [Arc<TurnCommit>],
+    turns: Vec<&'a TurnCommit>,
     outcomes: Vec<Option<CommitOutcome>>,
+    /// The conversations of those that were entered, as they are before.
+    current: HashMap<Uuid, Conversation>,
+    /// What is left of turns whose conversation was taken over meanwhile, by their place.
+    suppressed: HashMap<usize, TurnCommit>,
+}
+
+/// The rows of turns beside those in the ledger.
+#[derive(Default)]
+pub(super) struct Contents<'a> {
+    pub(super) changes: Vec<ConversationChange>,
+    pub(super) messages: Vec<MessageValues<'a>>,
+    pub(super) parts: Vec<DeliveryValues<'a>>,
+    pub(super) actions: Vec<ActionValues<'a>>,
+    pub(super) records: Vec<RecordValues>,
+    /// The turns whose journals end.
+    pub(super) journaled: Vec<Uuid>,
+    /// The conversations given to a person.
+    pub(super) handed_off: Vec<Uuid>,
+    /// The turns that were entered with another state, and are handed off.
+    pub(super) suppressed: Vec<Uuid>,
 }
 
 impl<'a> Turns<'a> {
-    pub(super) fn new(turns: &'a [Arc<TurnCommit>]) -> Self {
-        Self { turns, outcomes: turns.iter().map(|_| None).collect() }
+    pub(super) fn new(turns: Vec<&'a TurnCommit>) -> Self {
+        let outcomes = turns.iter().map(|_| None).collect();
+        Self { turns, outcomes, current: HashMap::new(), suppressed: HashMap::new() }
+    }
+
+    /// Those of the turns that are still to be written.
+    pub(super) fn partitions(&self) -> impl Iterator<Item = Partition> {
+        self.undecided().into_iter().map(|turn| Partition::of(&turn.ownership))
     }
 
     /// In the order of the turns, once the transaction has ended.
@@ -132,31 +169,48 @@ impl<'a> Turns<'a> {
         self.outcomes.into_iter().flatten().collect()
     }
 
-    /// Everything but the end of the transaction.
-    pub(super) async fn write(&mut self, statements: &mut impl Statements) -> Result<End, StoreError> {
-        self.fence(statements).await?;
+    /// Enters the turns whose partitions are owned into the ledger, and takes their conversations.
+    pub(super) async fn enter(&mut self, statements: &mut impl Statements, epochs: &Epochs) -> Result<End, StoreError> {
+        self.decide(|turn| Ok((!is_owned(epochs, &turn.ownership)).then_some(CommitOutcome::Fenced)))?;
         self.enter_ledger(statements).await?;
-        let undecided = self.undecided();
-        let current = self.take_conversations(statements).await?;
-        let written = self.undecided();
-        if written.is_empty() {
+        let entered = self.undecided().len();
+        if entered == 0 {
             return Ok(End::RollBack);
         }
-        if written.len() < undecided.len() {
+        self.current = self.take_conversations(statements).await?;
+        if self.undecided().len() < entered {
             return Ok(End::RollBackAndRepeat);
         }
-        self.write_contents(statements, &current).await.map_err(refused("commit turns"))?;
+        let undecided = self.turns.iter().zip(&self.outcomes).enumerate().filter(|(_, (_, outcome))| outcome.is_none());
+        let suppressed = undecided.filter_map(|(place, (turn, _))| Some((place, suppressed(turn, &self.current)?)));
+        self.suppressed = suppressed.collect();
         Ok(End::Commit)
     }
 
-    async fn fence(&mut self, statements: &mut impl Statements) -> Result<(), StoreError> {
-        let partitions = |turn: &TurnCommit| (turn.ownership.stream, turn.ownership.partition);
-        let wanted = self.undecided().into_iter().map(partitions).collect();
-        let epochs = statements.lock_partitions(&wanted).await?;
-        self.decide(|turn| {
-            let owned = epochs.get(&partitions(turn)) == Some(&turn.ownership.epoch);
-            Ok((!owned).then_some(CommitOutcome::Fenced))
-        })
+    /// What is to be written of the turns that were entered, which is what makes them committed.
+    pub(super) fn contents(&mut self) -> Contents<'_> {
+        let Self { turns, outcomes, current, suppressed } = self;
+        let mut contents = Contents::default();
+        let undecided = turns.iter().zip(outcomes).enumerate().filter(|(_, (_, outcome))| outcome.is_none());
+        for (place, (turn, outcome)) in undecided {
+            let turn: &TurnCommit = suppressed.get(&place).unwrap_or(turn);
+            let conversation = turn.conversation_id.and_then(|id| current.get(&id));
+            let mut first_ordinal = None;
+            if let Some(conversation) = conversation {
+                let (id, count) = (conversation.id, conversation.message_count);
+                contents.changes.extend(merge::change(conversation, turn));
+                contents.messages.extend(values::messages(&turn.messages, id, Some(turn.turn_id), count));
+                first_ordinal = turn.messages.first().map(|_| count + 1);
+                contents.actions.extend(values::actions(turn, id));
+                contents.handed_off.extend(turn.handoff.then_some(id));
+            }
+            contents.parts.extend(values::deliveries(turn));
+            contents.records.extend(values::record(turn));
+            contents.journaled.extend(turn.journaled.then_some(turn.turn_id));
+            *outcome = Some(committed(turn, first_ordinal));
+        }
+        contents.suppressed.extend(suppressed.values().map(|turn| turn.turn_id));
+        contents
     }
 
     async fn enter_ledger(&mut self, statements: &mut impl Statements) -> Result<(), StoreError> {
@@ -210,65 +264,9 @@ impl<'a> Turns<'a> {
         Ok(current)
     }
 
-    async fn write_contents(
-        &mut self,
-        statements: &mut impl Statements,
-        current: &HashMap<Uuid, Conversation>,
-    ) -> Result<(), sqlx::Error> {
-        let undecided = self.turns.iter().zip(&self.outcomes).map(|(turn, outcome)| (turn, outcome.is_none()));
-        let suppressed: Vec<Option<TurnCommit>> =
-            undecided.map(|(turn, is_undecided)| is_undecided.then(|| suppressed(turn, current)).flatten()).collect();
-        let turns = self.turns.iter().zip(&suppressed).map(|(turn, suppressed)| suppressed.as_ref().unwrap_or(turn));
-        let (mut changes, mut messages, mut parts) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut actions, mut records) = (Vec::new(), Vec::new());
-        let (mut journaled, mut taken) = (Vec::new(), Vec::new());
-        for (turn, outcome) in turns.zip(&mut self.outcomes).filter(|(_, outcome)| outcome.is_none()) {
-            let conversation = turn.conversation_id.and_then(|id| current.get(&id));
-            let mut first_ordinal = None;
-            if let Some(conversation) = conversation {
-                let (id, count) = (conversation.id, conversation.message_count);
-                changes.extend(merge::change(conversation, turn));
-                messages.extend(values::messages(&turn.messages, id, Some(turn.turn_id), count));
-                first_ordinal = turn.messages.first().map(|_| count + 1);
-                actions.extend(values::actions(turn, id));
-                taken.extend(turn.handoff.then_some(id));
-            }
-            parts.extend(values::deliveries(turn));
-            records.extend(values::record(turn));
-            journaled.extend(turn.journaled.then_some(turn.turn_id));
-            *outcome = Some(committed(turn, first_ordinal));
-        }
-        let given_up: Vec<Uuid> = suppressed.iter().flatten().map(|turn| turn.turn_id).collect();
-        for batch in changes.chunks(BATCH_ROWS) {
-            statements.update_conversations(batch).await?;
-        }
-        for batch in messages.chunks(BATCH_ROWS) {
-            statements.insert_messages(batch).await?;
-        }
-        for batch in parts.chunks(BATCH_ROWS) {
-            statements.insert_deliveries(batch).await?;
-        }
-        for batch in actions.chunks(BATCH_ROWS) {
-            statements.insert_actions(batch).await?;
-        }
-        for batch in records.chunks(BATCH_ROWS) {
-            statements.insert_records(batch).await?;
-        }
-        for batch in journaled.chunks(BATCH_ROWS) {
-            statements.remove_journals(batch).await?;
-        }
-        for batch in taken.chunks(BATCH_ROWS) {
-            statements.cancel_actions(batch).await?;
-        }
-        for batch in given_up.chunks(BATCH_ROWS) {
-            statements.hand_off_turns(batch).await?;
-        }
-        Ok(())
-    }
-
     fn undecided(&self) -> Vec<&'a TurnCommit> {
         let turns = self.turns.iter().zip(&self.outcomes);
-        turns.filter(|(_, outcome)| outcome.is_none()).map(|(turn, _)| &**turn).collect()
+        turns.filter(|(_, outcome)| outcome.is_none()).map(|(turn, _)| *turn).collect()
     }
 
     /// Asks for the outcome of each turn that has none.

@@ -1,30 +1,31 @@
-//! What the database does in groups: commits of turns, beginnings and ends of sends, steps of journals.
+//! What the database does in groups: everything that turns and sends write, in one transaction, and what turns read to begin.
 //!
-//! Refuses to form groups ([`super::group`]) and to write ([`super::commit`], [`super::sending`], [`super::journal`]): it says which calls may share
-//! a transaction, and on which database.
+//! Refuses to form groups ([`super::group`]) and to write ([`super::writes`]): it says which calls may share a transaction or a
+//! statement, and on which database.
 
 use std::sync::Arc;
 
-use uuid::Uuid;
-
+use super::commit::{self, Key};
 use super::group::{Group, Tasks, Work};
-use super::journal::Writing;
 use super::sending::{Beginning, Ending};
-use super::{Backend, CommitOutcome, Journaled, SendStart, Settled, StoreError, TurnCommit, commit};
+use super::writes::{Asked, Outcome};
+use super::{
+    Backend, CommitOutcome, Journaled, SendStart, Settled, StoreError, TurnCommit, TurnContextRow, answered, journal,
+};
+use crate::message::ConversationKey;
 use crate::telemetry::metric;
 
 /// While one PostgreSQL transaction waits for its disk or a round trip, another one runs; a third only makes groups smaller.
 const POSTGRES_IN_FLIGHT_MAX: usize = 2;
 
-/// SQLite has one writer.
+/// SQLite has one writer; a second reader at a time would make groups smaller.
 const SQLITE_IN_FLIGHT_MAX: usize = 1;
 
 #[derive(Clone)]
 pub(super) struct Groups {
     tasks: Tasks,
-    commits: Group<Commits>,
-    begins: Group<Begins>,
-    settles: Group<Settles>,
+    writes: Group<Writing>,
+    loads: Group<Loading>,
     journals: Group<Journals>,
 }
 
@@ -36,9 +37,8 @@ impl Groups {
         };
         let tasks = Tasks::default();
         Self {
-            commits: Group::start(Commits(backend.clone()), in_flight_max, &tasks),
-            begins: Group::start(Begins(backend.clone()), in_flight_max, &tasks),
-            settles: Group::start(Settles(backend.clone()), in_flight_max, &tasks),
+            writes: Group::start(Writing(backend.clone()), in_flight_max, &tasks),
+            loads: Group::start(Loading(backend.clone()), in_flight_max, &tasks),
             journals: Group::start(Journals(backend.clone()), in_flight_max, &tasks),
             tasks,
         }
@@ -50,76 +50,85 @@ impl Groups {
     }
 
     pub(super) async fn commit(&self, turn: Arc<TurnCommit>) -> Result<CommitOutcome, StoreError> {
-        self.commits.ask(turn).await
+        match self.writes.ask(Asked::Commit(turn)).await? {
+            Outcome::Commit(outcome) => Ok(outcome),
+            Outcome::Begin(_) | Outcome::End(_) => Err(StoreError::Closed),
+        }
     }
 
     pub(super) async fn begin_send(&self, beginning: Beginning) -> Result<SendStart, StoreError> {
-        self.begins.ask(beginning).await
+        match self.writes.ask(Asked::Begin(beginning)).await? {
+            Outcome::Begin(start) => Ok(start),
+            Outcome::Commit(_) | Outcome::End(_) => Err(StoreError::Closed),
+        }
     }
 
     pub(super) async fn settle_send(&self, ending: Ending) -> Result<Option<Settled>, StoreError> {
-        self.settles.ask(ending).await
+        match self.writes.ask(Asked::End(ending)).await? {
+            Outcome::End(settled) => Ok(settled),
+            Outcome::Commit(_) | Outcome::Begin(_) => Err(StoreError::Closed),
+        }
     }
 
-    pub(super) async fn write_journal(&self, writing: Writing) -> Result<Journaled, StoreError> {
+    pub(super) async fn load_turn(&self, load: Load) -> Result<TurnContextRow, StoreError> {
+        self.loads.ask(load).await
+    }
+
+    pub(super) async fn write_journal(&self, writing: journal::Writing) -> Result<Journaled, StoreError> {
         self.journals.ask(writing).await
     }
 }
 
-struct Commits(Backend);
+struct Writing(Backend);
 
-impl Work for Commits {
-    type Asked = Arc<TurnCommit>;
-    type Outcome = CommitOutcome;
-    type Key = commit::Key;
+impl Work for Writing {
+    type Asked = Asked;
+    type Outcome = Outcome;
+    type Key = Key;
 
-    fn keys(turn: &Arc<TurnCommit>) -> Vec<commit::Key> {
-        commit::keys(turn)
+    fn keys(asked: &Asked) -> Vec<Key> {
+        match asked {
+            Asked::Commit(turn) => commit::keys(turn),
+            Asked::Begin(Beginning { delivery_id, .. }) | Asked::End(Ending { delivery_id, .. }) => {
+                vec![Key::Delivery(*delivery_id)]
+            }
+        }
     }
 
-    async fn run(&self, turns: &[Arc<TurnCommit>]) -> Result<Vec<CommitOutcome>, StoreError> {
-        metric::commit_batch(turns.len());
+    async fn run(&self, asked: &[Asked]) -> Result<Vec<Outcome>, StoreError> {
+        let turns = asked.iter().filter(|asked| matches!(asked, Asked::Commit(_))).count();
+        if turns > 0 {
+            metric::commit_batch(turns);
+        }
         match &self.0 {
-            Backend::Postgres(database) => database.commit(turns).await,
-            Backend::Sqlite(database) => database.commit(turns).await,
+            Backend::Postgres(database) => answered("write a group", database.write(asked)).await,
+            Backend::Sqlite(database) => database.write(asked).await,
         }
     }
 }
 
-struct Begins(Backend);
-
-impl Work for Begins {
-    type Asked = Beginning;
-    type Outcome = SendStart;
-    type Key = Uuid;
-
-    fn keys(beginning: &Beginning) -> Vec<Uuid> {
-        vec![beginning.delivery_id]
-    }
-
-    async fn run(&self, beginnings: &[Beginning]) -> Result<Vec<SendStart>, StoreError> {
-        match &self.0 {
-            Backend::Postgres(database) => database.begin_sends(beginnings).await,
-            Backend::Sqlite(database) => database.begin_sends(beginnings).await,
-        }
-    }
+/// Which turn is to be loaded.
+pub(super) struct Load {
+    pub(super) key: ConversationKey,
+    pub(super) dedupe_id: String,
 }
 
-struct Settles(Backend);
+struct Loading(Backend);
 
-impl Work for Settles {
-    type Asked = Ending;
-    type Outcome = Option<Settled>;
-    type Key = Uuid;
+impl Work for Loading {
+    type Asked = Load;
+    type Outcome = TurnContextRow;
+    type Key = Key;
 
-    fn keys(ending: &Ending) -> Vec<Uuid> {
-        vec![ending.delivery_id]
+    /// Reading disturbs nobody.
+    fn keys(_load: &Load) -> Vec<Key> {
+        Vec::new()
     }
 
-    async fn run(&self, endings: &[Ending]) -> Result<Vec<Option<Settled>>, StoreError> {
+    async fn run(&self, loads: &[Load]) -> Result<Vec<TurnContextRow>, StoreError> {
         match &self.0 {
-            Backend::Postgres(database) => database.settle_sends(endings).await,
-            Backend::Sqlite(database) => database.settle_sends(endings).await,
+            Backend::Postgres(database) => answered("load turns", database.load_turns(loads)).await,
+            Backend::Sqlite(database) => database.load_turns(loads).await,
         }
     }
 }
@@ -127,17 +136,17 @@ impl Work for Settles {
 struct Journals(Backend);
 
 impl Work for Journals {
-    type Asked = Writing;
+    type Asked = journal::Writing;
     type Outcome = Journaled;
-    type Key = Uuid;
+    type Key = uuid::Uuid;
 
-    fn keys(writing: &Writing) -> Vec<Uuid> {
+    fn keys(writing: &journal::Writing) -> Vec<uuid::Uuid> {
         vec![writing.turn_id]
     }
 
-    async fn run(&self, writings: &[Writing]) -> Result<Vec<Journaled>, StoreError> {
+    async fn run(&self, writings: &[journal::Writing]) -> Result<Vec<Journaled>, StoreError> {
         match &self.0 {
-            Backend::Postgres(database) => database.write_journals(writings).await,
+            Backend::Postgres(database) => answered("journal steps", database.write_journals(writings)).await,
             Backend::Sqlite(database) => database.write_journals(writings).await,
         }
     }

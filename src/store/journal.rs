@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::commit::Statements;
+use super::commit::{Partition, Statements, is_owned};
 use super::error::refused;
 use super::values::JournalValues;
 use super::{Ownership, StoreError};
@@ -135,9 +135,9 @@ pub(super) async fn write_all(
     statements: &mut impl Statements,
     writings: &[Writing],
 ) -> Result<Vec<Journaled>, StoreError> {
-    let partition = |writing: &Writing| (writing.ownership.stream, writing.ownership.partition);
-    let epochs = statements.lock_partitions(&writings.iter().map(partition).collect()).await?;
-    let is_owned = |writing: &Writing| epochs.get(&partition(writing)) == Some(&writing.ownership.epoch);
+    let partitions = writings.iter().map(|writing| Partition::of(&writing.ownership)).collect();
+    let epochs = statements.lock(&partitions, &[]).await?.epochs;
+    let is_owned = |writing: &Writing| is_owned(&epochs, &writing.ownership);
     let rows: Vec<JournalValues<'_>> =
         writings.iter().filter(|writing| is_owned(writing)).map(JournalValues::from).collect();
     if !rows.is_empty() {

@@ -124,7 +124,7 @@ pub(super) fn earlier(moment: Timestamp, duration: Duration) -> Timestamp {
 }
 
 /// Applies an RFC 7386 merge patch: null removes, objects merge, everything else replaces.
-pub(super) fn merge_patch(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
+pub(crate) fn merge_patch(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
     for (name, change) in patch {
         match change {
             Value::Null => {

@@ -14,9 +14,9 @@ use super::merge::{storable, storable_json};
 use super::sending::Found;
 use super::{
     Action, Committed, Conversation, DeliveryCursor, DeliveryRow, JournalEntry, NewMessage, PendingDelivery,
-    PendingPage, Position, StoreError, StoredMessage, Turn,
+    PendingPage, Position, StoreError, StoredMessage, Turn, TurnContextRow,
 };
-use crate::message::{ConversationKey, OutboundPart, Timestamp};
+use crate::message::{ConversationKey, OutboundPart, Peer, Timestamp};
 
 /// The columns of a conversation, in a table called `c`.
 macro_rules! conversation_columns {
@@ -128,6 +128,21 @@ pub(super) fn conversation(row: &impl Columns) -> Result<Conversation, StoreErro
         created_at: moment(row, "created_at")?,
         updated_at: moment(row, "updated_at")?,
     })
+}
+
+/// What is known of a message before its turn: the ledger's row, and the conversation.
+pub(super) fn turn_context(row: &impl Columns, dedupe_id: &str) -> Result<TurnContextRow, StoreError> {
+    let already = optional_uuid(row, "turn_id")?.map(|_| committed(row, dedupe_id.to_owned()));
+    let conversation = optional_uuid(row, "id")?.map(|_| conversation(row));
+    Ok(TurnContextRow { already: already.transpose()?, conversation: conversation.transpose()? })
+}
+
+/// By what a conversation is looked up: its peer, or its id when that is how the peer is named.
+pub(super) fn peer_or_id(peer: &Peer) -> (Option<String>, Option<Uuid>) {
+    match peer {
+        Peer::Conversation(id) => (None, Some(*id)),
+        peer => (Some(peer.to_string()), None),
+    }
 }
 
 pub(super) fn message(row: &impl Columns) -> Result<StoredMessage, StoreError> {

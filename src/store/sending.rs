@@ -1,17 +1,16 @@
 //! The states of a delivery and what moves it from one to the next (G10).
 //!
-//! Refuses to end the transaction in which a group of them is moved. Invariants: only a confirmation leaves a settled state,
+//! Pure: rows as they were locked come in, what is to be written of them comes out. Invariants: only a confirmation leaves a settled state,
 //! and nothing leaves `sent`; a state is judged and changed under its row's lock.
 
 use std::borrow::Cow;
 
 use uuid::Uuid;
 
-use super::commit::Statements;
-use super::error::refused;
+use super::commit::{Locked, is_owned};
 use super::merge::storable;
 use super::values::{DeliveryBegun, DeliveryEnded};
-use super::{Ownership, SendResult, SendStart, Settled, StoreError};
+use super::{Ownership, SendResult, SendStart, Settled};
 use crate::message::{DeliveryStatus, Timestamp};
 
 /// A send that somebody wants to begin.
@@ -36,23 +35,10 @@ pub(super) struct Found {
     pub(super) tried_at: Option<Timestamp>,
 }
 
-/// Begins sends of different deliveries; in their order.
-pub(super) async fn begin_all(
-    statements: &mut impl Statements,
-    beginnings: &[Beginning],
-) -> Result<Vec<SendStart>, StoreError> {
-    let partition = |ownership: &Ownership| (ownership.stream, ownership.partition);
-    let partitions = beginnings.iter().map(|beginning| partition(&beginning.ownership)).collect();
-    let epochs = statements.lock_partitions(&partitions).await?;
-    let is_owned =
-        |beginning: &&Beginning| epochs.get(&partition(&beginning.ownership)) == Some(&beginning.ownership.epoch);
-    let ids = beginnings.iter().filter(is_owned).map(|beginning| beginning.delivery_id).collect::<Vec<_>>();
-    if ids.is_empty() {
-        return Ok(beginnings.iter().map(|_| SendStart::Fenced).collect());
-    }
-    let found = statements.lock_deliveries(&ids).await?;
-    let start = |beginning: &Beginning| match found.get(&beginning.delivery_id) {
-        _ if !is_owned(&beginning) => SendStart::Fenced,
+/// Judges beginnings of different deliveries; in their order. Those that are begun are yet to be written.
+pub(super) fn begin_all(locked: &Locked, beginnings: &[&Beginning]) -> (Vec<SendStart>, Vec<DeliveryBegun>) {
+    let start = |beginning: &&Beginning| match locked.deliveries.get(&beginning.delivery_id) {
+        _ if !is_owned(&locked.epochs, &beginning.ownership) => SendStart::Fenced,
         Some(found) => begin(beginning.delivery_id, found, beginning.now),
         None => SendStart::Unknown(disowned(beginning.delivery_id.to_string())),
     };
@@ -63,23 +49,15 @@ pub(super) async fn begin_all(
         }
         _ => None,
     });
-    let begun = begun.collect::<Vec<_>>();
-    if !begun.is_empty() {
-        statements.begin_deliveries(&begun).await.map_err(refused("begin sends"))?;
-    }
-    Ok(starts)
+    let begun = begun.collect();
+    (starts, begun)
 }
 
-/// Records what became of sends of different deliveries; in their order.
-pub(super) async fn settle_all(
-    statements: &mut impl Statements,
-    endings: &[Ending],
-) -> Result<Vec<Option<Settled>>, StoreError> {
-    let ids = endings.iter().map(|ending| ending.delivery_id).collect::<Vec<_>>();
-    let found = statements.lock_deliveries(&ids).await?;
+/// Judges what became of sends of different deliveries; in their order. What changes is yet to be written.
+pub(super) fn end_all<'a>(locked: &Locked, endings: &[&'a Ending]) -> (Vec<Option<Settled>>, Vec<DeliveryEnded<'a>>) {
     let (mut ended, mut settled) = (Vec::new(), Vec::with_capacity(endings.len()));
     for Ending { delivery_id, result, now } in endings {
-        let Some(Found { status, .. }) = found.get(delivery_id) else {
+        let Some(Found { status, .. }) = locked.deliveries.get(delivery_id) else {
             settled.push(None);
             continue;
         };
@@ -92,10 +70,7 @@ pub(super) async fn settle_all(
         }
         settled.push(receipt);
     }
-    if !ended.is_empty() {
-        statements.end_deliveries(&ended).await.map_err(refused("settle sends"))?;
-    }
-    Ok(settled)
+    (settled, ended)
 }
 
 /// What beginning a send finds. `Begun` is yet to be written.

@@ -17,7 +17,7 @@ use uuid::fmt::Hyphenated;
 
 use super::error::{refused, sqlite_may_pass};
 use super::rows::{self, Columns};
-use super::{CONNECT_TIMEOUT, Ownership, StoreError, Takeover, schema};
+use super::{BATCH_ROWS, CONNECT_TIMEOUT, Ownership, StoreError, Takeover, schema};
 use crate::message::Timestamp;
 
 mod commit;
@@ -43,6 +43,8 @@ impl Sqlite {
         let path = options.get_filename().to_owned();
         check_path(&path)?;
         let options = options.create_if_missing(true).foreign_keys(true).busy_timeout(BUSY_TIMEOUT);
+        // The driver's thread would wait for whoever reads the rows.
+        let options = options.row_buffer_size(BATCH_ROWS);
 
         let writing = options.clone().journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
         let writer = open_writer(writing).await.map_err(|source| StoreError::OpenFile { path, source })?;
@@ -102,7 +104,7 @@ impl Sqlite {
         epoch_at_least: i64,
     ) -> Result<Vec<Takeover>, StoreError> {
         const TAKE: &str = "INSERT INTO partitions (stream, partition, epoch) \
-             SELECT DISTINCT $1, value, max(1, $3) FROM json_each($2) WHERE TRUE \
+             SELECT DISTINCT $1, value, max(1, $3) FROM jsonb_each($2) WHERE TRUE \
              ON CONFLICT (stream, partition) DO UPDATE SET epoch = max(epoch + 1, $3) \
              RETURNING partition, epoch, checkpoint";
         let query = sqlx::query(TAKE).bind(stream).bind(json!(partitions)).bind(epoch_at_least);
@@ -124,7 +126,7 @@ impl Sqlite {
     }
 
     pub(super) async fn save_checkpoints(&self, checkpoints: &[(Ownership, u64)]) -> Result<(), StoreError> {
-        const SAVE: &str = "UPDATE partitions AS p SET checkpoint = wanted.value ->> 3 FROM json_each($1) AS wanted \
+        const SAVE: &str = "UPDATE partitions AS p SET checkpoint = wanted.value ->> 3 FROM jsonb_each($1) AS wanted \
              WHERE p.stream = wanted.value ->> 0 AND p.partition = wanted.value ->> 1 AND p.epoch = wanted.value ->> 2 \
                  AND (p.checkpoint IS NULL OR p.checkpoint < wanted.value ->> 3)";
         let row = |(owned, checkpoint): &(Ownership, u64)| {

@@ -361,6 +361,8 @@ fn consumer_config(handle: &StreamHandle, name: &str, partition: u16, after: u64
         ack_policy: AckPolicy::Explicit,
         ack_wait: ACK_WAIT,
         max_ack_pending: MAX_ACK_PENDING,
+        // Its state would be written to a file of its own after any acknowledgement, and nobody recovers by it.
+        memory_storage: true,
         filter_subject: handle.connection.names.partition_filter(handle.lane, partition),
         ..PullConfig::default()
     }

@@ -6,13 +6,16 @@
 use std::time::{Duration, SystemTime};
 
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
-use opentelemetry::trace::{Link, Span as _, SpanBuilder, SpanContext, SpanKind, TraceContextExt};
+use opentelemetry::trace::{
+    Link, Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, TraceContextExt, TraceFlags, TraceId, TraceState,
+};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracer;
-use tracing::{Span, Subscriber};
+use tracing::{Dispatch, Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
-use tracing_subscriber::Layer;
+use tracing_subscriber::registry::{LookupSpan as _, SpanData as _};
+use tracing_subscriber::{Layer, Registry};
 
 use crate::message::Timestamp;
 
@@ -65,9 +68,11 @@ pub fn trace_id(span: &Span) -> Option<String> {
 /// Makes the span a child of a span of another process or hop. Only before the span is entered, or its context is read:
 /// later it changes nothing.
 pub fn set_parent(span: &Span, traceparent: Option<&str>) {
-    if let Some(parent) = traceparent.and_then(parse)
-        && let Err(error) = span.set_parent(Context::new().with_remote_span_context(parent))
-    {
+    let Some(parent) = traceparent.and_then(parse) else { return };
+    if let Some(()) = naming(span, |registry, id| take_name(registry, id, Some(&parent)).map(drop)) {
+        return;
+    }
+    if let Err(error) = span.set_parent(Context::new().with_remote_span_context(parent)) {
         // A missing or filtering subscriber is how a program that does not trace looks; only the order of calls is news.
         tracing::trace!(error = %error, "a span keeps the parent it has");
     }
@@ -75,7 +80,7 @@ pub fn set_parent(span: &Span, traceparent: Option<&str>) {
 
 /// Links the span to one of another trace: related, but not its cause.
 pub fn link(span: &Span, traceparent: &str) {
-    if let Some(context) = parse(traceparent) {
+    if let (None, Some(context)) = (naming(span, |_, _| Some(())), parse(traceparent)) {
         span.add_link(context);
     }
 }
@@ -83,16 +88,16 @@ pub fn link(span: &Span, traceparent: &str) {
 /// Records a wait that is over, as a child of its parent; does nothing when the parent is malformed, and exports
 /// nothing when it is not sampled.
 pub fn record_wait(wait: &Wait<'_>) {
-    let Some(parent) = parse(wait.parent) else { return };
     tracing::dispatcher::get_default(|subscriber| {
         let Some(Backdating { tracer }) = subscriber.downcast_ref::<Backdating>() else { return };
+        let Some(parent) = parse(wait.parent) else { return };
         let links = wait.link.and_then(parse).map(|context| Link::new(context, Vec::new(), 0));
         let mut span = SpanBuilder::from_name(wait.name)
             .with_kind(SpanKind::Internal)
             .with_start_time(system_time(wait.start))
             .with_attributes(wait.attributes.clone())
             .with_links(links.into_iter().collect())
-            .start_with_context(tracer, &Context::new().with_remote_span_context(parent.clone()));
+            .start_with_context(tracer, &Context::new().with_remote_span_context(parent));
         span.end_with_timestamp(system_time(wait.end.max(wait.start)));
     });
 }
@@ -112,7 +117,41 @@ impl Backdating {
 
 impl<S: Subscriber> Layer<S> for Backdating {}
 
+/// Stands in for the tracer where no traces are exported: spans are only named, and only those whose name is asked for. As a
+/// layer it observes nothing; [`current_traceparent`] and [`set_parent`] do the work when they find it.
+#[derive(Debug)]
+pub(super) struct Naming;
+
+impl<S: Subscriber> Layer<S> for Naming {}
+
+/// Does something with a span where spans are only named; `None` elsewhere.
+fn naming<T>(span: &Span, work: impl FnOnce(&Registry, &tracing::Id) -> Option<T>) -> Option<T> {
+    let found = span.with_subscriber(|(id, subscriber): (&tracing::Id, &Dispatch)| {
+        subscriber.downcast_ref::<Naming>()?;
+        work(subscriber.downcast_ref::<Registry>()?, id)
+    });
+    found.flatten()
+}
+
+/// The span's name, given now if it has none: it keeps to the trace of `parent`, else to that of the span around it.
+fn take_name(registry: &Registry, id: &tracing::Id, parent: Option<&SpanContext>) -> Option<SpanContext> {
+    let span = registry.span_data(id)?;
+    if let Some(name) = span.extensions().get::<SpanContext>() {
+        return Some(name.clone());
+    }
+    let around = || take_name(registry, span.parent()?, None).map(|name| name.trace_id());
+    let trace = parent.map(SpanContext::trace_id).or_else(around);
+    let trace = trace.unwrap_or_else(|| TraceId::from_bytes(rand::random()));
+    let own = SpanId::from_bytes(rand::random());
+    let name = SpanContext::new(trace, own, TraceFlags::NOT_SAMPLED, false, TraceState::NONE);
+    span.extensions_mut().replace(name.clone());
+    Some(name)
+}
+
 fn span_context(span: &Span) -> Option<SpanContext> {
+    if let Some(name) = naming(span, |registry, id| take_name(registry, id, None)) {
+        return Some(name);
+    }
     let context = span.context();
     let span_context = context.span().span_context().clone();
     span_context.is_valid().then_some(span_context)

@@ -33,6 +33,8 @@ pub const MEMBERS: &str = "turnwise_members";
 pub const DEAD_LETTERS: &str = "turnwise_dead_letters_total";
 pub const MODEL_CALL_DURATION: &str = "gen_ai_client_operation_duration_seconds";
 pub const MODEL_TOKENS: &str = "gen_ai_client_token_usage";
+pub const TOOL_CALLS: &str = "turnwise_tool_calls_total";
+pub const TOOL_SERVER_UP: &str = "turnwise_tool_server_up";
 pub const EGRESS_ATTEMPTS: &str = "turnwise_egress_attempts_total";
 pub const TYPING: &str = "turnwise_typing_total";
 pub const EVENT_STREAMS: &str = "turnwise_event_streams";
@@ -161,6 +163,16 @@ pub fn model_tokens(model: &str, token_type: &'static str, tokens: u64) {
     histogram!(MODEL_TOKENS, "model" => model.to_owned(), "token_type" => token_type).record(tokens as f64);
 }
 
+/// A call of a tool ended. `tool` is a name that the model was offered; `outcome` is `ok`, `failed`, `retryable` or `unknown`.
+pub fn tool_call(tool: &str, outcome: &'static str) {
+    counter!(TOOL_CALLS, "tool" => tool.to_owned(), "outcome" => outcome).increment(1);
+}
+
+/// Whether there is a session with an MCP server; `server` is the name of its `[tools.*]` table.
+pub fn tool_server_up(server: &str, up: bool) {
+    gauge!(TOOL_SERVER_UP, "server" => server.to_owned()).set(f64::from(u8::from(up)));
+}
+
 /// Whether this process works on a partition of a stream, named `in` or `out`.
 pub fn partition_owned(stream: &'static str, partition: u16, owned: bool) {
     gauge!(PARTITION_OWNED, "stream" => stream, "partition" => partition.to_string()).set(f64::from(u8::from(owned)));
@@ -272,6 +284,7 @@ const COUNTERS: &[(&str, &str)] = &[
     (COMMITS_FENCED, "Commits that the database refused because the partition had moved to another owner."),
     (REBALANCES, "Partitions that this process took, gave up or lost, by reason."),
     (DEAD_LETTERS, "Messages given up after their attempts, by reason."),
+    (TOOL_CALLS, "Calls of tools, by outcome; unknown means that nobody can tell whether the call happened."),
     (EGRESS_ATTEMPTS, "Attempts to deliver to a platform, by class of the HTTP status; none means no answer came."),
     (TYPING, "Calls that show that a bot is typing, by class of the HTTP status; none means no answer came."),
     (EVENT_STREAMS_ENDED, "Callers that are sent no more events of a turn, by reason."),
@@ -282,6 +295,7 @@ const GAUGES: &[(&str, &str)] = &[
     (LANES, "Conversations with running or waiting messages in this process."),
     (PARTITION_OWNED, "1 for a partition that this process works on, 0 for another."),
     (EVENT_STREAMS, "Callers that are being sent the events of a turn by this process."),
+    (TOOL_SERVER_UP, "1 while there is a session with an MCP server, 0 while there is none."),
     (MEMBERS, "Processes that share the work on a stream, as this process sees it."),
 ];
 
@@ -327,6 +341,8 @@ mod tests {
         members("in", 2);
         commit_batch(3);
         dead_letter("attempts");
+        tool_call("orders", "ok");
+        tool_server_up("files", true);
         egress_attempt(Channel::Messenger, Some(429));
         egress_attempt(Channel::Messenger, None);
         typing(Channel::Telegram, Some(200));
@@ -358,6 +374,8 @@ mod tests {
         check(r#"turnwise_partition_owned{stream="in",partition="7"} 1"#);
         check(r#"turnwise_rebalances_total{stream="in",reason="owner_gone"} 1"#);
         check(r#"turnwise_members{stream="in"} 2"#);
+        check(r#"turnwise_tool_calls_total{tool="orders",outcome="ok"} 1"#);
+        check(r#"turnwise_tool_server_up{server="files"} 1"#);
         check(r#"turnwise_dead_letters_total{reason="attempts"} 1"#);
         check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="4xx"} 1"#);
         check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="none"} 1"#);

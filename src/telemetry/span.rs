@@ -27,5 +27,5 @@ pub const ACK_IN: &str = "ack turnwise.in";
 pub const PROCESS_OUT: &str = "process turnwise.out";
 /// INTERNAL, backdated: the wait that the platform's rate limit asks for.
 pub const EGRESS_WAIT: &str = "turnwise.egress.wait";
-/// CLIENT: one attempt at the platform.
+/// CLIENT: one attempt at the platform, or at a responder's service.
 pub const POST: &str = "POST";

@@ -81,6 +81,25 @@ pub(super) fn compose(
     commit
 }
 
+/// The commit of a human agent's message.
+pub(super) fn say(task: &Task, envelope: &Envelope, loaded: &Open, text: &str) -> TurnCommit {
+    let mut commit = frame(task, envelope.key.clone(), envelope.turn_id, envelope.received_at);
+    commit.conversation_id = Some(loaded.conversation.id);
+    let id = Uuid::now_v7();
+    commit.deliveries = parts(&commit, Some(loaded.conversation.id), id, &ReplyMessage::text(text));
+    commit.messages.push(NewMessage {
+        id,
+        role: Role::Assistant,
+        author: Author::Agent,
+        content: text.to_owned(),
+        attachments: Vec::new(),
+        tool: None,
+        platform_message_id: None,
+        created_at: envelope.received_at,
+    });
+    commit
+}
+
 /// What every commit of this attempt has in common; says nothing in any conversation yet.
 pub(super) fn frame(task: &Task, key: ConversationKey, turn_id: Uuid, received_at: Timestamp) -> TurnCommit {
     let message = &task.message;

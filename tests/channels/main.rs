@@ -106,6 +106,7 @@ fn message(envelope: &Envelope) -> &InboundMessage {
     match &envelope.event {
         Event::Message(message) => message,
         Event::Ignored { kind, reason } => panic!("ignored {kind}: {reason}"),
+        Event::Agent { .. } => panic!("an agent's message"),
     }
 }
 
@@ -113,6 +114,7 @@ fn ignored_for(envelope: &Envelope) -> &str {
     match &envelope.event {
         Event::Message(message) => panic!("a turn: {:?}", message.text),
         Event::Ignored { reason, .. } => reason,
+        Event::Agent { .. } => panic!("an agent's message"),
     }
 }
 
@@ -121,6 +123,7 @@ fn outcome(envelope: &Envelope) -> String {
     let key = format!("{}.{}", envelope.key.bot, envelope.key.peer);
     match &envelope.event {
         Event::Ignored { kind, reason } => format!("{key} ignored {kind}: {reason}"),
+        Event::Agent { .. } => panic!("an agent's message"),
         Event::Message(message) => {
             let attachments = message.attachments.iter().map(|attachment| {
                 let url = attachment.url.as_deref().map(|url| url.chars().take(40).collect::<String>());

@@ -138,6 +138,7 @@ fn web_messages_become_envelopes() {
         device_id: "device-1",
         platform: Platform::Api,
         message: "hel\u{0}lo",
+        payload: None,
         metadata: metadata.as_object().cloned(),
         now: NOW,
     });

@@ -69,6 +69,7 @@ fn group_messages_make_turns_only_when_addressed() {
         let actual = match receive_update(&update).event {
             Event::Message(_) => "turn".to_owned(),
             Event::Ignored { reason, .. } => reason,
+            Event::Agent { .. } => "agent".to_owned(),
         };
         assert_eq!(actual, expected, "{extra}");
     };

@@ -48,7 +48,7 @@ failure_reply = """#,
             r#"3 bots.b.responder: there is no responder "zzzzzz"; responders here: echo"#,
             r#"4 bots.b.burst: "collect" is not available in this version; use "queue""#,
             r#"5 bots.b.quiet: "2s" is not available in this version; use "0s""#,
-            r#"6 bots.b.reply_in_flight: "drop" is not one of the words allowed here; write "send" or "suppress""#,
+            r#"6 bots.b.reply_in_flight: "drop" is not known; use "send" or "suppress""#,
             r#"7 bots.b.on_uncertain: "drop" is not known; use "resend" or "hold""#,
             "8 bots.b.failure_reply: is empty; write 1 to 2000 characters",
         ],
@@ -221,17 +221,19 @@ fn responders_and_their_kinds() {
         r#"[responders.echo]
 kind = "http"
 url = "http://x""#,
-        &[r#"2 responders.echo.kind: "http" is not available in this version; use "openai", "echo" or "script""#],
+        &[
+            r#"2 responders.echo.kind: "http" is not available in this version; use "openai", "anthropic", "echo" or "script""#,
+        ],
     );
     check(
         "[responders.echo]",
-        &[r#"1 responders.echo.kind: is missing in [responders.echo]; use "openai", "echo" or "script""#],
+        &[r#"1 responders.echo.kind: is missing in [responders.echo]; use "openai", "anthropic", "echo" or "script""#],
     );
     check(
         r#"[responders.echo]
 kind = "ecko"
 model = "x""#,
-        &[r#"2 responders.echo.kind: "ecko" is not known; use "openai", "echo" or "script""#],
+        &[r#"2 responders.echo.kind: "ecko" is not known; use "openai", "anthropic", "echo" or "script""#],
     );
     check(
         r#"[responders]
@@ -248,10 +250,10 @@ max_tool_rounds = 8
 workflow = "intake"
 timout = "1s""#,
         &[
-            r#"3 responders.echo.model: belongs to responders of kind "openai"; remove it"#,
+            r#"3 responders.echo.model: belongs to responders of kind "openai" or "anthropic"; remove it"#,
             r#"4 responders.echo.file: belongs to responders of kind "script"; remove it"#,
-            "5 responders.echo.tools: is not available in this version; remove it",
-            "6 responders.echo.max_tool_rounds: is not available in this version; remove it",
+            r#"5 responders.echo.tools: belongs to responders of kind "openai" or "anthropic"; remove it"#,
+            r#"6 responders.echo.max_tool_rounds: belongs to responders of kind "openai" or "anthropic"; remove it"#,
             "7 responders.echo.workflow: is not available in this version; remove it",
             r#"8 responders.echo.timout: unknown key; did you mean "timeout"?"#,
         ],
@@ -304,6 +306,19 @@ max_output_tokens = 0"#,
             r#"7 responders.echo.system_prompt_file: cannot read file "/etc/turnwise/none.txt": No such file or directory (os error 2); name a readable text file of at most 262144 bytes"#,
             "8 responders.echo.temperature: 3 is out of range; write a number from 0 to 2",
             "9 responders.echo.max_output_tokens: 0 is out of range; write a whole number from 1 to 1000000",
+        ],
+    );
+    check(
+        r#"[responders.echo]
+kind = "anthropic"
+base_url = "ftp://x"
+temperature = 1.5
+file = "x""#,
+        &[
+            "1 responders.echo.model: is missing in [responders.echo]; write 1 to 255 characters",
+            r#"3 responders.echo.base_url: does not start with http:// or https://; write an address such as "https://api.anthropic.com""#,
+            "4 responders.echo.temperature: 1.5 is out of range; write a number from 0 to 1",
+            r#"5 responders.echo.file: belongs to responders of kind "script"; remove it"#,
         ],
     );
     check(

@@ -10,6 +10,7 @@ use turnwise::config::{Config, Console, Http, Telemetry, Worker};
 mod bots;
 mod process;
 mod secrecy;
+mod tools;
 mod values;
 
 const REFERENCE: &str = include_str!("../../deploy/turnwise.toml");
@@ -97,6 +98,21 @@ api_keys = [{ env = "SHOP_KEY" }]
 kind = "openai"
 base_url = "http://127.0.0.1:11434/v1/"
 model = "llama3"
+tools = ["orders"]
+[tools.orders]
+kind = "http"
+url = "https://shop.example.com/orders"
+description = "Looks an order up by its number, and tells what is in it and where it is."
+parameters = """
+{ "type": "object", "properties": { "number": { "type": "integer" } }, "required": ["number"] }
+"""
+effects = "read_only"
+[tools.search]
+kind = "mcp"
+url = "https://tools.example.com/mcp"
+[tools.files]
+kind = "mcp"
+command = ["npx", "-y", "@modelcontextprotocol/server-filesystem", "/srv/shop"]
 [responders.menu]
 kind = "script"
 file = "script.toml"

@@ -20,16 +20,10 @@ fn names_of_tables_and_namespace() {
             r#"1 namespaces: unknown key; did you mean "namespace"?"#,
             r#"2 databse: unknown key; did you mean "database"?"#,
             r#"3 bot: unknown key; did you mean "bots"?"#,
-            "4 zzz: unknown key; known here: namespace, http, database, nats, worker, telemetry, console, responders, bots",
+            "4 zzz: unknown key; known here: namespace, http, database, nats, worker, telemetry, console, tools, responders, bots",
         ],
     );
     check("http = 5", &["1 http: is an integer; write a table [http]"]);
-    check(
-        r#"[tools.orders]
-kind = "http"
-url = "https://x""#,
-        &["1 tools: is not available in this version; remove it"],
-    );
 }
 
 #[test]

@@ -38,6 +38,19 @@ kind = "openai"
 base_url = "http://127.0.0.1:11434/v1"
 model = "llama3"
 api_key = "MARK"
+[tools.orders]
+kind = "http"
+url = "https://shop.example/orders"
+description = "Looks an order up."
+bearer_token = "MARK"
+[tools.files]
+kind = "mcp"
+command = ["files", "--token", "MARK"]
+env = { TOKEN = "MARK" }
+[tools.search]
+kind = "mcp"
+url = "https://search.example/mcp"
+headers = { X-Api-Key = { env = "SECRET" } }
 "#;
 
 /// Text that no word of a problem holds.
@@ -102,6 +115,9 @@ proptest! {
             "[bots.b]\nchannel = \"telegram\"\ntoken = \"MARK\"\nwebhook_secret = \"MARK!\"\napi_base = \"https://MARK@host\"",
             "[bots.b]\nchannel = \"telegram\"\ntoken = { env = \"SECRET\" }",
             "[bots.b]\nchannel = \"web\"\napi_keys = \"MARK\"\norigins = [\"MARK\"]\npage_token = \"MARK\"",
+            "[tools.t]\nkind = \"http\"\nurl = \"https://MARK@host\"\nheaders = { X-Key = \"MARK\\u0007\" }",
+            "[tools.t]\nkind = \"mcp\"\nurl = \"https://host/?key=MARK\"\nbearer_token = [\"MARK\"]",
+            "[tools.t]\nkind = \"mcp\"\ncommand = [\"a\", \"MARK\\u0007\"]\nenv = { K = \"MARK\\u0007\" }",
             "[responders.r]\nkind = \"openai\"\nbase_url = \"http://user:MARK@host\"\napi_key = 'MARK\t'",
         ];
         for place in places {

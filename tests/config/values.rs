@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use turnwise::config::{
-    BotChannel, Config, ConfigError, ConfigReader, NatsAuth, NatsServer, NatsTls, OnUncertain, Problem,
+    BotChannel, Config, ConfigError, ConfigReader, ModelApi, NatsAuth, NatsServer, NatsTls, OnUncertain, Problem,
     ResponderConfig, ResponderKind, Secret, Sync,
 };
 
@@ -102,6 +102,19 @@ fn bots_and_responders() {
         timeout = "5s"
         max_concurrency = 7
         history = { tokens = 4_000 }
+        tools = ["clock", "files"]
+        max_tool_rounds = 3
+        [responders.claude]
+        kind = "anthropic"
+        api_key = { env = "ANY" }
+        model = "claude-sonnet-4-5"
+        [tools.clock]
+        kind = "http"
+        url = "http://127.0.0.1:9/clock"
+        description = "Tells the time."
+        [tools.files]
+        kind = "mcp"
+        command = ["files"]
         "#,
     );
     let bot = &config.bots["b"];
@@ -112,14 +125,18 @@ fn bots_and_responders() {
     assert_eq!(web.origins, ["https://shop.example", "http://localhost:3000"]);
     assert_eq!(web.conversation_ttl, Duration::from_secs(7 * 86_400));
 
-    let ResponderConfig { kind, timeout, max_concurrency, history_messages, history_tokens } =
+    let ResponderConfig { kind, timeout, max_concurrency, history_messages, history_tokens, tools, max_tool_rounds } =
         &config.responders["model"];
+    assert_eq!((tools.join(" "), *max_tool_rounds), ("clock files".to_owned(), 3));
     assert_eq!((*timeout, *max_concurrency), (Duration::from_secs(5), 7));
     assert_eq!((*history_messages, *history_tokens), (40, 4_000));
-    let ResponderKind::OpenAi(model) = kind else { panic!("it is a model") };
-    assert_eq!(model.base_url, "http://127.0.0.1:11434/v1");
+    let ResponderKind::Model(model) = kind else { panic!("it is a model") };
+    assert_eq!((model.api, model.base_url.as_str()), (ModelApi::OpenAi, "http://127.0.0.1:11434/v1"));
     assert_eq!((model.temperature, model.max_output_tokens), (Some(1.0), Some(99)));
     assert_eq!(model.system_prompt.as_deref(), Some("Be brief."));
+    let ResponderKind::Model(model) = &config.responders["claude"].kind else { panic!("it is a model") };
+    assert_eq!((model.api, model.base_url.as_str()), (ModelApi::Anthropic, "https://api.anthropic.com"));
+    assert_eq!((model.api_key.as_ref(), model.max_output_tokens), (Some(&secret("hunter2")), None));
 }
 
 #[test]
@@ -133,7 +150,7 @@ fn files_are_read_from_the_configurations_folder() {
     std::fs::write(folder.path().join("prompt"), "Be brief.\n").unwrap();
     let config = Config::load(&file).unwrap();
     assert_eq!(config.console.token, Some(secret("hunter2")));
-    let ResponderKind::OpenAi(model) = &config.responders["echo"].kind else { panic!("it is a model") };
+    let ResponderKind::Model(model) = &config.responders["echo"].kind else { panic!("it is a model") };
     assert_eq!(model.system_prompt.as_deref(), Some("Be brief.\n"));
 
     let check = |token: &[u8], prompt: &[u8], expected: [&str; 2]| {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use turnwise::config::{
-    Bot, BotChannel, Burst, Config, Console, Database, Http, Nats, NatsAuth, NatsServer, OnUncertain, OpenAi,
-    ReplyInFlight, ResponderConfig, ResponderKind, Secret, Telemetry, WebBot, Worker,
+    Bot, BotChannel, Burst, Config, Console, Database, Http, ModelApi, ModelConfig, Nats, NatsAuth, NatsServer,
+    OnUncertain, ReplyInFlight, ResponderConfig, ResponderKind, Secret, Telemetry, WebBot, Worker,
 };
 use turnwise::responder::echo::Echo;
 use turnwise::responder::{Reply, Responder, Responders, build};
@@ -17,12 +17,12 @@ use crate::{context, request};
 pub(crate) const API_KEY: &str = "sk-very-secret-123";
 
 pub(crate) fn settings(kind: ResponderKind) -> ResponderConfig {
-    let timeout = Duration::from_secs(10);
-    ResponderConfig { kind, timeout, max_concurrency: 8, history_messages: 40, history_tokens: 8_000 }
+    ResponderConfig { timeout: Duration::from_secs(10), max_concurrency: 8, ..ResponderConfig::new(kind) }
 }
 
-pub(crate) fn open_ai(base_url: &str) -> OpenAi {
-    OpenAi {
+pub(crate) fn open_ai(base_url: &str) -> ModelConfig {
+    ModelConfig {
+        api: ModelApi::OpenAi,
         base_url: base_url.to_owned(),
         api_key: Some(Secret::new(API_KEY.to_owned())),
         model: "llama3".to_owned(),
@@ -79,6 +79,7 @@ pub(crate) fn config(
         console: Console { token: None },
         bots: BTreeMap::from([("demo".to_owned(), bot)]),
         responders: responders.into_iter().map(|(name, settings)| (name.to_owned(), settings)).collect(),
+        tools: BTreeMap::new(),
     }
 }
 
@@ -86,14 +87,16 @@ pub(crate) fn config(
 async fn build_makes_every_kind_and_keeps_the_registered() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(b"[[rule]]\nreply = \"scripted\"").unwrap();
+    let anthropic = ModelConfig { api: ModelApi::Anthropic, ..open_ai("http://127.0.0.1:1") };
     let tables = [
         ("echo", settings(ResponderKind::Echo)),
         ("script", settings(ResponderKind::Script { file: file.path().to_owned() })),
-        ("model", settings(ResponderKind::OpenAi(open_ai("http://127.0.0.1:1/v1")))),
+        ("model", settings(ResponderKind::Model(open_ai("http://127.0.0.1:1/v1")))),
+        ("claude", settings(ResponderKind::Model(anthropic))),
     ];
     let registered: Responders = BTreeMap::from([("mine".to_owned(), Arc::new(Echo) as Arc<dyn Responder>)]);
-    let responders = build(&config(tables, "mine"), registered).unwrap();
-    assert_eq!(responders.keys().collect::<Vec<_>>(), ["echo", "mine", "model", "script"]);
+    let responders = build(&config(tables, "mine"), registered, &crate::no_tools()).unwrap();
+    assert_eq!(responders.keys().collect::<Vec<_>>(), ["claude", "echo", "mine", "model", "script"]);
     assert_eq!(responders["script"].respond(&context(), &request(&["x"])).await, Ok(Reply::text("scripted")));
 }
 
@@ -101,16 +104,17 @@ async fn build_makes_every_kind_and_keeps_the_registered() {
 fn build_reports_every_problem_and_no_secret() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(b"[[rule]]\nreplyy = \"x\"").unwrap();
-    let broken_key = OpenAi { api_key: Some(Secret::new("line\nbreak".to_owned())), ..open_ai("http://localhost") };
+    let broken_key =
+        ModelConfig { api_key: Some(Secret::new("line\nbreak".to_owned())), ..open_ai("http://localhost") };
     let tables = [
         ("a", settings(ResponderKind::Script { file: "/nowhere/bot.toml".into() })),
         ("b", settings(ResponderKind::Script { file: file.path().to_owned() })),
-        ("c", settings(ResponderKind::OpenAi(open_ai("ftp://localhost")))),
-        ("d", settings(ResponderKind::OpenAi(broken_key))),
+        ("c", settings(ResponderKind::Model(open_ai("ftp://localhost")))),
+        ("d", settings(ResponderKind::Model(broken_key))),
         ("e", settings(ResponderKind::Echo)),
     ];
     let registered: Responders = BTreeMap::from([("e".to_owned(), Arc::new(Echo) as Arc<dyn Responder>)]);
-    let errors = build(&config(tables, "nobody"), registered).err().unwrap();
+    let errors = build(&config(tables, "nobody"), registered, &crate::no_tools()).err().unwrap();
     let shown: Vec<_> = errors.iter().map(ToString::to_string).collect();
     let expected = [
         "responders.a.file: cannot read /nowhere/bot.toml; name a file that this process may read",

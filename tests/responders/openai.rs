@@ -1,4 +1,4 @@
-//! The `openai` responder against a stand-in server that plays every kind of answer.
+//! The responder that asks a model, against a stand-in server that plays every kind of answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,8 +29,8 @@ async fn ask(
 }
 
 fn responder(model: &Model, settings: impl Fn(ResponderKind) -> ResponderConfig) -> Arc<dyn Responder> {
-    let table = settings(ResponderKind::OpenAi(open_ai(&model.base_url)));
-    let responders = build(&config([("model", table)], "model"), Responders::new()).unwrap();
+    let table = settings(ResponderKind::Model(open_ai(&model.base_url)));
+    let responders = build(&config([("model", table)], "model"), Responders::new(), &crate::no_tools()).unwrap();
     Arc::clone(&responders["model"])
 }
 
@@ -60,7 +60,8 @@ async fn a_request_holds_prompt_history_messages_and_settings() {
     assert_eq!(seen.headers["authorization"], format!("Bearer {API_KEY}"));
     let expected = json!({
         "model": "llama3",
-        "stream": false,
+        "stream": true,
+        "stream_options": { "include_usage": true },
         "temperature": 0.5,
         "max_tokens": 99,
         "messages": [
@@ -240,8 +241,8 @@ async fn a_broken_or_missing_connection_is_worth_another_try() {
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base_url = format!("http://{}/v1", nobody.local_addr().unwrap());
     drop(nobody);
-    let table = settings(ResponderKind::OpenAi(open_ai(&base_url)));
-    let responders = build(&config([("model", table)], "model"), Responders::new()).unwrap();
+    let table = settings(ResponderKind::Model(open_ai(&base_url)));
+    let responders = build(&config([("model", table)], "model"), Responders::new(), &crate::no_tools()).unwrap();
     let outcome = responders["model"].respond(&context(), &request(&["x"])).await;
     let Err(TurnError::Retryable { message, .. }) = outcome else { panic!("{outcome:?}") };
     assert!(message.contains("refused") && !message.contains("127.0.0.1:"), "{message}");

@@ -3,7 +3,7 @@
 use serde_json::json;
 use turnwise::message::{ConversationStatus, Role, TerminalState};
 use turnwise::store::{
-    ActionStatus, CommitOutcome, ConversationPatch, JournalEntry, Journaled, NewAction, StepKind, StepStatus,
+    Action, ActionStatus, CommitOutcome, ConversationPatch, JournalEntry, Journaled, NewAction, StepKind, StepStatus,
 };
 use uuid::Uuid;
 
@@ -66,7 +66,7 @@ async fn an_action_is_decided_once(database: &Database) {
     asking.actions = vec![action("one", 1_000), action("two", 1_000)];
     committed(store.commit(asking.clone()).await.unwrap());
     let conversation = asking.conversation_id.unwrap();
-    let open = store.open_actions(conversation).await.unwrap();
+    let open = store.open_actions(conversation, Uuid::now_v7()).await.unwrap();
     assert_eq!(open.iter().map(|action| &*action.id).collect::<Vec<_>>(), ["one", "two"]);
     assert_eq!((open[0].turn_id, &*open[0].arguments), (asking.turn_id, "{\"id\": 1}"));
 
@@ -77,7 +77,10 @@ async fn an_action_is_decided_once(database: &Database) {
         let decided = store.decide_action("one", decision, turn, at(30)).await.unwrap().unwrap();
         assert_eq!((decided.status, decided.decided_turn_id), (ActionStatus::Approved, Some(first)));
     }
-    assert_eq!(store.open_actions(conversation).await.unwrap().len(), 1);
+    let ids = |actions: Vec<Action>| actions.into_iter().map(|action| action.id).collect::<Vec<_>>();
+    assert_eq!(ids(store.open_actions(conversation, second).await.unwrap()), ["two"]);
+    assert_eq!(ids(store.open_actions(conversation, first).await.unwrap()), ["one", "two"]);
+    assert_eq!(ids(store.actions_of_turn(conversation, asking.turn_id).await.unwrap()), ["one", "two"]);
     assert!(store.decide_action("none", ActionStatus::Approved, first, at(30)).await.unwrap().is_none());
 }
 
@@ -138,7 +141,7 @@ async fn a_taken_conversation_suppresses_what_was_decided_meanwhile(database: &D
     assert_eq!((receipt.state(), deliveries.len(), first_ordinal), (TerminalState::HandedOff, 0, Some(3)));
     assert_eq!(store.turn(suppressed.turn_id).await.unwrap().unwrap().state, TerminalState::HandedOff);
     assert!(store.deliveries_of_turn(suppressed.turn_id).await.unwrap().is_empty());
-    assert!(store.open_actions(conversation).await.unwrap().is_empty());
+    assert!(store.open_actions(conversation, Uuid::now_v7()).await.unwrap().is_empty());
     assert!(store.turn_record(suppressed.turn_id).await.unwrap().is_some());
     let messages = store.recent_messages(conversation, 50).await.unwrap();
     assert_eq!(

@@ -79,11 +79,35 @@ pub(crate) fn status(status: u16, body: &Value) -> Play {
     Play::Answer { status, headers: Vec::new(), body: body.to_string() }
 }
 
-/// An answer of status 200 in which the model says `content`.
+/// A streamed answer in which the model says `content`.
 pub(crate) fn says(content: &str) -> Play {
-    status(200, &completion(&json!({ "role": "assistant", "content": content }), &json!("stop")))
+    Play::Answer { status: 200, headers: Vec::new(), body: streamed(content) }
 }
 
+fn streamed(content: &str) -> String {
+    let (first, second) = content.split_at(content.floor_char_boundary(content.len() / 2));
+    let chunk = |choices: Value, usage: Value| {
+        json!({
+            "id": "chatcmpl-7",
+            "object": "chat.completion.chunk",
+            "model": "llama3:8b",
+            "choices": choices,
+            "usage": usage,
+        })
+    };
+    let delta = |delta: Value, finish_reason: Value| {
+        chunk(json!([{ "index": 0, "delta": delta, "finish_reason": finish_reason }]), Value::Null)
+    };
+    let chunks = [
+        delta(json!({ "role": "assistant", "content": first }), Value::Null),
+        delta(json!({ "content": second }), Value::Null),
+        delta(json!({}), json!("stop")),
+        chunk(json!([]), json!({ "prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17 })),
+    ];
+    chunks.iter().map(|chunk| format!("data: {chunk}\n\n")).collect::<String>() + "data: [DONE]\n\n"
+}
+
+/// The body of an answer by a server that ignores `stream`.
 pub(crate) fn completion(message: &Value, finish_reason: &Value) -> Value {
     json!({
         "id": "chatcmpl-7",
@@ -97,7 +121,7 @@ pub(crate) fn completion(message: &Value, finish_reason: &Value) -> Value {
 async fn play(State(stage): State<Arc<Stage>>, headers: HeaderMap, body: Bytes) -> Response<Body> {
     stage.seen.send(Seen { headers, body: serde_json::from_slice(&body).unwrap() }).ok();
     let next = stage.plays.lock().unwrap().pop_front();
-    let good = completion(&json!({ "role": "assistant", "content": "held back" }), &json!("stop")).to_string();
+    let good = streamed("held back");
     match next {
         None => Response::builder().status(418).body(Body::empty()).unwrap(),
         Some(Play::Answer { status, headers, body }) => {

@@ -11,9 +11,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use toml::Spanned;
 
-use super::template::Template;
 use super::{Answer, Data, Delay, Failure, FailureKind, Rule, ScriptError, When};
 use crate::message::Button;
+use crate::template::Template;
 
 /// Longest delay of a rule: far beyond any turn's time, short enough to be no slip of the keyboard.
 const DELAY_MAX: Duration = Duration::from_secs(3_600);
@@ -118,7 +118,7 @@ fn answers(
         if text.get_ref().trim().is_empty() {
             return Err(Problem { at, what: "the text is empty; write what the bot says".to_owned() });
         }
-        Template::parse(text.get_ref(), pattern).map_err(|what| Problem { at, what })
+        Template::parse(text.get_ref(), pattern).map_err(|error| Problem { at, what: error.to_string() })
     };
     let filled = |list: &Spanned<Vec<Spanned<String>>>| {
         let what = "the list is empty; write at least one text".to_owned();
@@ -219,7 +219,7 @@ fn metadata(
 
 fn data(value: &toml::Value, pattern: Option<&Regex>) -> Result<Data, String> {
     Ok(match value {
-        toml::Value::String(text) => Data::Text(Template::parse(text, pattern)?),
+        toml::Value::String(text) => Data::Text(Template::parse(text, pattern).map_err(|error| error.to_string())?),
         toml::Value::Integer(number) => Data::Plain(Value::from(*number)),
         toml::Value::Float(number) => Data::Plain(Value::from(*number)),
         toml::Value::Boolean(flag) => Data::Plain(Value::from(*flag)),

@@ -1,9 +1,8 @@
-//! Committing turns on PostgreSQL: the statements of groups, rows given column by column.
+//! Writing groups on PostgreSQL: the statements of groups, rows given column by column.
 //!
 //! Refuses to loop over rows. Invariant: whatever locks or inserts several rows takes them in one order.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
 
 use sqlx::PgConnection;
 use sqlx::postgres::PgBindIterExt as _;
@@ -12,7 +11,7 @@ use uuid::Uuid;
 
 use super::Postgres;
 use crate::message::{ConversationStatus, Timestamp};
-use crate::store::commit::{End, Statements, Turns};
+use crate::store::commit::{End, Epochs, Locked, Partition, Rows, Statements};
 use crate::store::error::refused;
 use crate::store::rows::{self, conversation_columns};
 use crate::store::sending::Found;
@@ -20,45 +19,33 @@ use crate::store::values::{
     ActionValues, ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues, JournalValues,
     MessageValues, RecordValues, TurnValues,
 };
-use crate::store::{CommitOutcome, Committed, Conversation, StoreError, TurnCommit};
+use crate::store::writes::{Asked, Outcome, Writes};
+use crate::store::{Committed, Conversation, StoreError};
 
 impl Postgres {
-    /// Commits a group of turns; the outcomes are in their order.
-    pub(in crate::store) async fn commit(&self, turns: &[Arc<TurnCommit>]) -> Result<Vec<CommitOutcome>, StoreError> {
-        let refused = refused("commit turns");
-        let mut turns = Turns::new(turns);
+    /// Writes what a group asks for; the outcomes are in its order.
+    pub(in crate::store) async fn write(&self, asked: &[Asked]) -> Result<Vec<Outcome>, StoreError> {
+        let refused = refused("write a group");
+        let mut writes = Writes::new(asked);
         loop {
             let mut transaction = self.pool.begin().await.map_err(&refused)?;
-            let end = turns.write(&mut *transaction).await?;
+            let end = writes.write(&mut *transaction).await?;
             match end {
                 End::Commit => transaction.commit().await.map_err(&refused)?,
                 End::RollBack | End::RollBackAndRepeat => transaction.rollback().await.map_err(&refused)?,
             }
             if end != End::RollBackAndRepeat {
-                return Ok(turns.outcomes());
+                return Ok(writes.outcomes());
             }
         }
     }
 }
 
 impl Statements for PgConnection {
-    async fn lock_partitions(
-        &mut self,
-        partitions: &BTreeSet<(i64, u16)>,
-    ) -> Result<HashMap<(i64, u16), i64>, StoreError> {
-        const LOCK: &str = "SELECT stream, partition, epoch FROM partitions \
-             WHERE (stream, partition) IN (SELECT * FROM UNNEST($1, $2)) ORDER BY stream, partition FOR KEY SHARE";
-        let found = sqlx::query(LOCK)
-            .bind(partitions.iter().map(|(stream, _)| *stream).bind_iter())
-            .bind(partitions.iter().map(|(_, partition)| i32::from(*partition)).bind_iter())
-            .fetch_all(self)
-            .await
-            .map_err(refused("lock partitions"))?;
-        let epoch = |row| {
-            let partition = (rows::number(row, "stream")?, rows::number(row, "partition")?);
-            Ok((partition, rows::number(row, "epoch")?))
-        };
-        found.iter().map(epoch).collect()
+    async fn lock(&mut self, partitions: &BTreeSet<Partition>, deliveries: &[Uuid]) -> Result<Locked, StoreError> {
+        let epochs = if partitions.is_empty() { Epochs::new() } else { lock_partitions(self, partitions).await? };
+        let deliveries = if deliveries.is_empty() { HashMap::new() } else { lock_deliveries(self, deliveries).await? };
+        Ok(Locked { epochs, deliveries })
     }
 
     async fn insert_turns(&mut self, turns: &[TurnValues<'_>]) -> Result<HashSet<String>, sqlx::Error> {
@@ -131,101 +118,23 @@ impl Statements for PgConnection {
         current.map(|current| current.map(|current| (current.id, current))).collect()
     }
 
-    async fn update_conversations(&mut self, changes: &[ConversationChange]) -> Result<(), sqlx::Error> {
-        const UPDATE: &str = "UPDATE conversations AS c SET message_count = change.message_count, \
-                 snippet = change.snippet, last_message_at = change.last_message_at, updated_at = change.updated_at, \
-                 metadata = COALESCE(change.metadata, c.metadata), \
-                 status = CASE WHEN change.handoff AND c.status = 'bot' THEN 'human' ELSE c.status END \
-             FROM UNNEST($1, $2, $3, $4, $5, $6, $7) \
-                 AS change (id, message_count, snippet, last_message_at, updated_at, metadata, handoff) \
-             WHERE c.id = change.id";
-        let update = sqlx::query(UPDATE)
-            .bind(changes.iter().map(|change| change.id).bind_iter())
-            .bind(changes.iter().map(|change| change.message_count).bind_iter())
-            .bind(changes.iter().map(|change| change.snippet.as_deref()).bind_iter())
-            .bind(changes.iter().map(|change| change.last_message_at.map(Timestamp::to_offset_date_time)).bind_iter())
-            .bind(changes.iter().map(|change| change.updated_at.to_offset_date_time()).bind_iter())
-            .bind(changes.iter().map(|change| change.metadata.as_ref()).bind_iter())
-            .bind(changes.iter().map(|change| change.handoff).bind_iter());
-        update.execute(self).await.map(drop)
-    }
-
-    async fn insert_messages(&mut self, messages: &[MessageValues<'_>]) -> Result<(), sqlx::Error> {
-        const INSERT: &str = "INSERT INTO messages (id, conversation_id, ordinal, turn_id, role, author, content, \
-                 attachments, tool, platform_message_id, created_at) \
-             SELECT * FROM UNNEST($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
-        let insert = sqlx::query(INSERT)
-            .bind(messages.iter().map(|message| message.id).bind_iter())
-            .bind(messages.iter().map(|message| message.conversation_id).bind_iter())
-            .bind(messages.iter().map(|message| message.ordinal).bind_iter())
-            .bind(messages.iter().map(|message| message.turn_id).bind_iter())
-            .bind(messages.iter().map(|message| message.role).bind_iter())
-            .bind(messages.iter().map(|message| message.author).bind_iter())
-            .bind(messages.iter().map(|message| &*message.content).bind_iter())
-            .bind(messages.iter().map(|message| message.attachments.as_ref()).bind_iter())
-            .bind(messages.iter().map(|message| message.tool.as_ref()).bind_iter())
-            .bind(messages.iter().map(|message| message.platform_message_id.as_deref()).bind_iter())
-            .bind(messages.iter().map(|message| message.created_at.to_offset_date_time()).bind_iter());
-        insert.execute(self).await.map(drop)
-    }
-
-    async fn insert_deliveries(&mut self, parts: &[DeliveryValues<'_>]) -> Result<(), sqlx::Error> {
-        const INSERT: &str = "INSERT INTO deliveries (id, turn_id, stream, partition, sequence, ordinal, \
-                 conversation_id, message_id, channel, bot, peer, part, parts, content, buttons, traceparent, \
-                 created_at, status, attempts) \
-             SELECT *, 'pending', 0 \
-             FROM UNNEST($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
-        let insert = sqlx::query(INSERT)
-            .bind(parts.iter().map(|part| part.id).bind_iter())
-            .bind(parts.iter().map(|part| part.turn_id).bind_iter())
-            .bind(parts.iter().map(|part| part.stream).bind_iter())
-            .bind(parts.iter().map(|part| part.partition).bind_iter())
-            .bind(parts.iter().map(|part| part.sequence).bind_iter())
-            .bind(parts.iter().map(|part| part.ordinal).bind_iter())
-            .bind(parts.iter().map(|part| part.conversation_id).bind_iter())
-            .bind(parts.iter().map(|part| part.message_id).bind_iter())
-            .bind(parts.iter().map(|part| part.channel).bind_iter())
-            .bind(parts.iter().map(|part| part.bot).bind_iter())
-            .bind(parts.iter().map(|part| &part.peer).bind_iter())
-            .bind(parts.iter().map(|part| part.part).bind_iter())
-            .bind(parts.iter().map(|part| part.parts).bind_iter())
-            .bind(parts.iter().map(|part| &*part.content).bind_iter())
-            .bind(parts.iter().map(|part| part.buttons.as_ref()).bind_iter())
-            .bind(parts.iter().map(|part| part.traceparent).bind_iter())
-            .bind(parts.iter().map(|part| part.created_at.to_offset_date_time()).bind_iter());
-        insert.execute(self).await.map(drop)
-    }
-
-    async fn lock_deliveries(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, Found>, StoreError> {
-        const LOCK: &str =
-            "SELECT id, status, attempts, tried_at FROM deliveries WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE";
-        let found = sqlx::query(LOCK).bind(ids).fetch_all(self).await.map_err(refused("lock deliveries"))?;
-        found.iter().map(rows::found).collect()
-    }
-
-    async fn begin_deliveries(&mut self, begun: &[DeliveryBegun]) -> Result<(), sqlx::Error> {
-        const BEGIN: &str = "UPDATE deliveries AS d \
-             SET status = 'sending', attempts = begun.attempts, tried_at = begun.tried_at \
-             FROM UNNEST($1, $2, $3) AS begun (id, attempts, tried_at) WHERE d.id = begun.id";
-        let begin = sqlx::query(BEGIN)
-            .bind(begun.iter().map(|begun| begun.id).bind_iter())
-            .bind(begun.iter().map(|begun| begun.attempts).bind_iter())
-            .bind(begun.iter().map(|begun| begun.tried_at.to_offset_date_time()).bind_iter());
-        begin.execute(self).await.map(drop)
-    }
-
-    async fn end_deliveries(&mut self, ended: &[DeliveryEnded<'_>]) -> Result<(), sqlx::Error> {
-        const END: &str = "UPDATE deliveries AS d SET status = ended.status, error = ended.error, \
-                 platform_message_id = ended.platform_message_id, settled_at = ended.settled_at \
-             FROM UNNEST($1, $2, $3, $4, $5) AS ended (id, status, error, platform_message_id, settled_at) \
-             WHERE d.id = ended.id";
-        let end = sqlx::query(END)
-            .bind(ended.iter().map(|ended| ended.id).bind_iter())
-            .bind(ended.iter().map(|ended| ended.status.as_str()).bind_iter())
-            .bind(ended.iter().map(|ended| ended.error.as_deref()).bind_iter())
-            .bind(ended.iter().map(|ended| ended.platform_message_id.as_deref()).bind_iter())
-            .bind(ended.iter().map(|ended| ended.settled_at.map(Timestamp::to_offset_date_time)).bind_iter());
-        end.execute(self).await.map(drop)
+    async fn write(&mut self, rows: &Rows<'_>) -> Result<(), sqlx::Error> {
+        if !rows.changes.is_empty() {
+            update_conversations(self, rows.changes).await?;
+        }
+        if !rows.messages.is_empty() {
+            insert_messages(self, rows.messages).await?;
+        }
+        if !rows.parts.is_empty() {
+            insert_deliveries(self, rows.parts).await?;
+        }
+        if !rows.begun.is_empty() {
+            begin_deliveries(self, rows.begun).await?;
+        }
+        if !rows.ended.is_empty() {
+            end_deliveries(self, rows.ended).await?;
+        }
+        Ok(())
     }
 
     async fn hand_off_turns(&mut self, ids: &[Uuid]) -> Result<(), sqlx::Error> {
@@ -286,4 +195,123 @@ impl Statements for PgConnection {
             "UPDATE pending_actions SET status = 'cancelled' WHERE status = 'pending' AND conversation_id = ANY($1)";
         sqlx::query(CANCEL).bind(conversation_ids).execute(self).await.map(drop)
     }
+}
+
+async fn lock_partitions(
+    connection: &mut PgConnection,
+    partitions: &BTreeSet<Partition>,
+) -> Result<Epochs, StoreError> {
+    const LOCK: &str = "SELECT stream, partition, epoch FROM partitions \
+         WHERE (stream, partition) IN (SELECT * FROM UNNEST($1, $2)) ORDER BY stream, partition FOR KEY SHARE";
+    let found = sqlx::query(LOCK)
+        .bind(partitions.iter().map(|Partition(stream, _)| *stream).bind_iter())
+        .bind(partitions.iter().map(|Partition(_, partition)| i32::from(*partition)).bind_iter())
+        .fetch_all(connection)
+        .await
+        .map_err(refused("lock partitions"))?;
+    let epoch = |row| {
+        let partition = Partition(rows::number(row, "stream")?, rows::number(row, "partition")?);
+        Ok((partition, rows::number(row, "epoch")?))
+    };
+    found.iter().map(epoch).collect()
+}
+
+async fn lock_deliveries(connection: &mut PgConnection, ids: &[Uuid]) -> Result<HashMap<Uuid, Found>, StoreError> {
+    const LOCK: &str =
+        "SELECT id, status, attempts, tried_at FROM deliveries WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE";
+    let found = sqlx::query(LOCK).bind(ids).fetch_all(connection).await.map_err(refused("lock deliveries"))?;
+    found.iter().map(rows::found).collect()
+}
+
+async fn update_conversations(
+    connection: &mut PgConnection,
+    changes: &[ConversationChange],
+) -> Result<(), sqlx::Error> {
+    const UPDATE: &str = "UPDATE conversations AS c SET message_count = change.message_count, \
+             snippet = change.snippet, last_message_at = change.last_message_at, updated_at = change.updated_at, \
+             metadata = COALESCE(change.metadata, c.metadata), \
+             status = CASE WHEN change.handoff AND c.status = 'bot' THEN 'human' ELSE c.status END \
+         FROM UNNEST($1, $2, $3, $4, $5, $6, $7) \
+             AS change (id, message_count, snippet, last_message_at, updated_at, metadata, handoff) \
+         WHERE c.id = change.id";
+    let update = sqlx::query(UPDATE)
+        .bind(changes.iter().map(|change| change.id).bind_iter())
+        .bind(changes.iter().map(|change| change.message_count).bind_iter())
+        .bind(changes.iter().map(|change| change.snippet.as_deref()).bind_iter())
+        .bind(changes.iter().map(|change| change.last_message_at.map(Timestamp::to_offset_date_time)).bind_iter())
+        .bind(changes.iter().map(|change| change.updated_at.to_offset_date_time()).bind_iter())
+        .bind(changes.iter().map(|change| change.metadata.as_ref()).bind_iter())
+        .bind(changes.iter().map(|change| change.handoff).bind_iter());
+    update.execute(connection).await.map(drop)
+}
+
+async fn insert_messages(connection: &mut PgConnection, messages: &[MessageValues<'_>]) -> Result<(), sqlx::Error> {
+    const INSERT: &str = "INSERT INTO messages (id, conversation_id, ordinal, turn_id, role, author, content, \
+             attachments, tool, platform_message_id, created_at) \
+         SELECT * FROM UNNEST($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+    let insert = sqlx::query(INSERT)
+        .bind(messages.iter().map(|message| message.id).bind_iter())
+        .bind(messages.iter().map(|message| message.conversation_id).bind_iter())
+        .bind(messages.iter().map(|message| message.ordinal).bind_iter())
+        .bind(messages.iter().map(|message| message.turn_id).bind_iter())
+        .bind(messages.iter().map(|message| message.role).bind_iter())
+        .bind(messages.iter().map(|message| message.author).bind_iter())
+        .bind(messages.iter().map(|message| &*message.content).bind_iter())
+        .bind(messages.iter().map(|message| message.attachments.as_ref()).bind_iter())
+        .bind(messages.iter().map(|message| message.tool.as_ref()).bind_iter())
+        .bind(messages.iter().map(|message| message.platform_message_id.as_deref()).bind_iter())
+        .bind(messages.iter().map(|message| message.created_at.to_offset_date_time()).bind_iter());
+    insert.execute(connection).await.map(drop)
+}
+
+async fn insert_deliveries(connection: &mut PgConnection, parts: &[DeliveryValues<'_>]) -> Result<(), sqlx::Error> {
+    const INSERT: &str = "INSERT INTO deliveries (id, turn_id, stream, partition, sequence, ordinal, \
+             conversation_id, message_id, channel, bot, peer, part, parts, content, buttons, traceparent, \
+             created_at, status, attempts) \
+         SELECT *, 'pending', 0 \
+         FROM UNNEST($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
+    let insert = sqlx::query(INSERT)
+        .bind(parts.iter().map(|part| part.id).bind_iter())
+        .bind(parts.iter().map(|part| part.turn_id).bind_iter())
+        .bind(parts.iter().map(|part| part.stream).bind_iter())
+        .bind(parts.iter().map(|part| part.partition).bind_iter())
+        .bind(parts.iter().map(|part| part.sequence).bind_iter())
+        .bind(parts.iter().map(|part| part.ordinal).bind_iter())
+        .bind(parts.iter().map(|part| part.conversation_id).bind_iter())
+        .bind(parts.iter().map(|part| part.message_id).bind_iter())
+        .bind(parts.iter().map(|part| part.channel).bind_iter())
+        .bind(parts.iter().map(|part| part.bot).bind_iter())
+        .bind(parts.iter().map(|part| &part.peer).bind_iter())
+        .bind(parts.iter().map(|part| part.part).bind_iter())
+        .bind(parts.iter().map(|part| part.parts).bind_iter())
+        .bind(parts.iter().map(|part| &*part.content).bind_iter())
+        .bind(parts.iter().map(|part| part.buttons.as_ref()).bind_iter())
+        .bind(parts.iter().map(|part| part.traceparent).bind_iter())
+        .bind(parts.iter().map(|part| part.created_at.to_offset_date_time()).bind_iter());
+    insert.execute(connection).await.map(drop)
+}
+
+async fn begin_deliveries(connection: &mut PgConnection, begun: &[DeliveryBegun]) -> Result<(), sqlx::Error> {
+    const BEGIN: &str = "UPDATE deliveries AS d \
+         SET status = 'sending', attempts = begun.attempts, tried_at = begun.tried_at \
+         FROM UNNEST($1, $2, $3) AS begun (id, attempts, tried_at) WHERE d.id = begun.id";
+    let begin = sqlx::query(BEGIN)
+        .bind(begun.iter().map(|begun| begun.id).bind_iter())
+        .bind(begun.iter().map(|begun| begun.attempts).bind_iter())
+        .bind(begun.iter().map(|begun| begun.tried_at.to_offset_date_time()).bind_iter());
+    begin.execute(connection).await.map(drop)
+}
+
+async fn end_deliveries(connection: &mut PgConnection, ended: &[DeliveryEnded<'_>]) -> Result<(), sqlx::Error> {
+    const END: &str = "UPDATE deliveries AS d SET status = ended.status, error = ended.error, \
+             platform_message_id = ended.platform_message_id, settled_at = ended.settled_at \
+         FROM UNNEST($1, $2, $3, $4, $5) AS ended (id, status, error, platform_message_id, settled_at) \
+         WHERE d.id = ended.id";
+    let end = sqlx::query(END)
+        .bind(ended.iter().map(|ended| ended.id).bind_iter())
+        .bind(ended.iter().map(|ended| ended.status.as_str()).bind_iter())
+        .bind(ended.iter().map(|ended| ended.error.as_deref()).bind_iter())
+        .bind(ended.iter().map(|ended| ended.platform_message_id.as_deref()).bind_iter())
+        .bind(ended.iter().map(|ended| ended.settled_at.map(Timestamp::to_offset_date_time)).bind_iter());
+    end.execute(connection).await.map(drop)
 }

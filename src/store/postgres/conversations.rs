@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::Postgres;
 use crate::message::{ConversationStatus, Platform, Timestamp};
-use crate::store::commit::Statements as _;
+use crate::store::commit::{Rows, Statements as _};
 use crate::store::error::{refused, refused_or_open};
 use crate::store::rows::{self, conversation_columns, message_columns};
 use crate::store::{
@@ -185,7 +185,7 @@ impl Postgres {
         let stored = rows::numbered(messages, None, current.message_count);
         let rows = values::messages(messages, conversation_id, None, current.message_count).collect::<Vec<_>>();
         for batch in rows.chunks(BATCH_ROWS) {
-            transaction.insert_messages(batch).await.map_err(&refused)?;
+            transaction.write(&Rows { messages: batch, ..Rows::default() }).await.map_err(&refused)?;
         }
         let activity = merge::activity(&current, messages, now);
         sqlx::query(UPDATE)

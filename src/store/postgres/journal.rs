@@ -43,14 +43,33 @@ impl Postgres {
         found.map_err(refused("show an action"))?.as_ref().map(rows::action).transpose()
     }
 
-    pub(in crate::store) async fn open_actions(&self, conversation_id: Uuid) -> Result<Vec<Action>, StoreError> {
+    pub(in crate::store) async fn open_actions(
+        &self,
+        conversation_id: Uuid,
+        turn_id: Uuid,
+    ) -> Result<Vec<Action>, StoreError> {
         const LIST: &str = concat!(
             "SELECT ",
             action_columns!(),
-            " FROM pending_actions WHERE conversation_id = $1 AND status = 'pending' ORDER BY created_at, id LIMIT 1000"
+            " FROM pending_actions WHERE conversation_id = $1 AND (status = 'pending' OR decided_turn_id = $2) \
+             ORDER BY created_at, id LIMIT 1000"
         );
-        let found = sqlx::query(LIST).bind(conversation_id).fetch_all(&self.pool).await;
+        let found = sqlx::query(LIST).bind(conversation_id).bind(turn_id).fetch_all(&self.pool).await;
         found.map_err(refused("list actions"))?.iter().map(rows::action).collect()
+    }
+
+    pub(in crate::store) async fn actions_of_turn(
+        &self,
+        conversation_id: Uuid,
+        turn_id: Uuid,
+    ) -> Result<Vec<Action>, StoreError> {
+        const LIST: &str = concat!(
+            "SELECT ",
+            action_columns!(),
+            " FROM pending_actions WHERE conversation_id = $1 AND turn_id = $2 ORDER BY created_at, id LIMIT 1000"
+        );
+        let found = sqlx::query(LIST).bind(conversation_id).bind(turn_id).fetch_all(&self.pool).await;
+        found.map_err(refused("list a turn's actions"))?.iter().map(rows::action).collect()
     }
 
     pub(in crate::store) async fn decide_action(

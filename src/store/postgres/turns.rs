@@ -2,46 +2,44 @@
 //!
 //! Refuses to write: a turn is written by its commit alone.
 
-use sqlx::postgres::PgRow;
+use sqlx::postgres::{PgBindIterExt as _, PgRow};
 use uuid::Uuid;
 
 use super::Postgres;
-use crate::message::{ConversationKey, Peer, TerminalState};
+use crate::message::TerminalState;
 use crate::store::commit::Statements as _;
 use crate::store::error::refused;
+use crate::store::groups::Load;
 use crate::store::rows::{self, conversation_columns, message_columns};
 use crate::store::{BATCH_ROWS, Committed, LedgerFaults, StoreError, Turn, TurnContextRow};
 
 impl Postgres {
-    pub(in crate::store) async fn load_turn(
-        &self,
-        key: &ConversationKey,
-        dedupe_id: &str,
-    ) -> Result<TurnContextRow, StoreError> {
-        const OF_PEER: &str = concat!(
+    /// Reads what a group of turns needs to begin; in its order. The limits keep the planner from reading whole tables.
+    pub(in crate::store) async fn load_turns(&self, loads: &[Load]) -> Result<Vec<TurnContextRow>, StoreError> {
+        const LOAD: &str = concat!(
             "SELECT t.id AS turn_id, t.state, ",
             conversation_columns!(),
-            " FROM (SELECT 1) one LEFT JOIN turns t ON t.dedupe_id = $1 \
-             LEFT JOIN conversations c ON c.channel = $2 AND c.bot = $3 AND c.peer = $4 AND c.status <> 'closed'"
+            " FROM UNNEST($1, $2, $3, $4, $5) WITH ORDINALITY AS wanted (dedupe_id, channel, bot, peer, id, place) \
+             LEFT JOIN LATERAL (SELECT id, state FROM turns WHERE dedupe_id = wanted.dedupe_id LIMIT 1) t ON TRUE \
+             LEFT JOIN LATERAL ( \
+                 (SELECT * FROM conversations WHERE id = wanted.id AND channel = wanted.channel AND bot = wanted.bot \
+                  LIMIT 1) \
+                 UNION ALL \
+                 (SELECT * FROM conversations WHERE wanted.id IS NULL AND channel = wanted.channel \
+                      AND bot = wanted.bot AND peer = wanted.peer AND status <> 'closed' LIMIT 1) \
+             ) c ON TRUE ORDER BY wanted.place"
         );
-        const OF_ID: &str = concat!(
-            "SELECT t.id AS turn_id, t.state, ",
-            conversation_columns!(),
-            " FROM (SELECT 1) one LEFT JOIN turns t ON t.dedupe_id = $1 \
-             LEFT JOIN conversations c ON c.channel = $2 AND c.bot = $3 AND c.id = $4"
-        );
-        let query = match &key.peer {
-            Peer::Conversation(id) => {
-                sqlx::query(OF_ID).bind(dedupe_id).bind(key.channel.as_str()).bind(&*key.bot).bind(*id)
-            }
-            peer => {
-                sqlx::query(OF_PEER).bind(dedupe_id).bind(key.channel.as_str()).bind(&*key.bot).bind(peer.to_string())
-            }
-        };
-        let row = query.fetch_one(&self.pool).await.map_err(refused("load a turn"))?;
-        let already = rows::optional_uuid(&row, "turn_id")?.map(|_| rows::committed(&row, dedupe_id.to_owned()));
-        let conversation = rows::optional_uuid(&row, "id")?.map(|_| rows::conversation(&row));
-        Ok(TurnContextRow { already: already.transpose()?, conversation: conversation.transpose()? })
+        let (peers, ids): (Vec<_>, Vec<_>) = loads.iter().map(|load| rows::peer_or_id(&load.key.peer)).unzip();
+        let found = sqlx::query(LOAD)
+            .bind(loads.iter().map(|load| &load.dedupe_id).bind_iter())
+            .bind(loads.iter().map(|load| load.key.channel.as_str()).bind_iter())
+            .bind(loads.iter().map(|load| &*load.key.bot).bind_iter())
+            .bind(peers)
+            .bind(ids)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(refused("load turns"))?;
+        loads.iter().zip(&found).map(|(load, row)| rows::turn_context(row, &load.dedupe_id)).collect()
     }
 
     pub(in crate::store) async fn settled(&self, dedupe_ids: &[String]) -> Result<Vec<Committed>, StoreError> {

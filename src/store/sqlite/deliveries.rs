@@ -8,10 +8,9 @@ use super::Sqlite;
 use crate::message::DeliveryStatus;
 use crate::store::error::refused;
 use crate::store::rows::{self, delivery_columns, pending_columns};
-use crate::store::sending::{self, Beginning, Ending};
+use crate::store::sending;
 use crate::store::{
-    BATCH_ROWS, DeliveryCursor, DeliveryRow, PAGE_ROWS_MAX, PendingDelivery, PendingPage, SendStart, Settled,
-    StoreError,
+    BATCH_ROWS, DeliveryCursor, DeliveryRow, PAGE_ROWS_MAX, PendingDelivery, PendingPage, Settled, StoreError,
 };
 
 impl Sqlite {
@@ -64,7 +63,7 @@ impl Sqlite {
 
     pub(in crate::store) async fn settled_deliveries(&self, ids: &[Uuid]) -> Result<Vec<Settled>, StoreError> {
         const FIND: &str = "SELECT id, status FROM deliveries \
-             WHERE id IN (SELECT value FROM json_each($1)) AND status NOT IN ('pending', 'sending')";
+             WHERE id IN (SELECT value FROM jsonb_each($1)) AND status NOT IN ('pending', 'sending')";
         let mut settled = Vec::with_capacity(ids.len());
         for batch in ids.chunks(BATCH_ROWS) {
             let found = sqlx::query(FIND).bind(serde_json::json!(batch)).fetch_all(&self.readers).await;
@@ -79,23 +78,5 @@ impl Sqlite {
         const COUNT: &str = "SELECT status, count(*) AS count FROM deliveries GROUP BY status ORDER BY status";
         let counted = self.audit(COUNT).await?;
         counted.iter().map(|row| Ok((rows::word(row, "status")?, rows::number(row, "count")?))).collect()
-    }
-
-    /// Begins a group of sends; the outcomes are in their order.
-    pub(in crate::store) async fn begin_sends(&self, beginnings: &[Beginning]) -> Result<Vec<SendStart>, StoreError> {
-        let refused = refused("begin sends");
-        let mut transaction = self.begin().await.map_err(&refused)?;
-        let starts = sending::begin_all(&mut *transaction, beginnings).await?;
-        transaction.commit().await.map_err(&refused)?;
-        Ok(starts)
-    }
-
-    /// Settles a group of sends; the outcomes are in their order.
-    pub(in crate::store) async fn settle_sends(&self, endings: &[Ending]) -> Result<Vec<Option<Settled>>, StoreError> {
-        let refused = refused("settle sends");
-        let mut transaction = self.begin().await.map_err(&refused)?;
-        let settled = sending::settle_all(&mut *transaction, endings).await?;
-        transaction.commit().await.map_err(&refused)?;
-        Ok(settled)
     }
 }

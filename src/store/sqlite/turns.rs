@@ -3,45 +3,38 @@
 //! Refuses to write: a turn is written by its commit alone.
 
 use sqlx::sqlite::SqliteRow;
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::Sqlite;
-use crate::message::{ConversationKey, Peer, TerminalState};
+use crate::message::TerminalState;
 use crate::store::commit::Statements as _;
 use crate::store::error::refused;
+use crate::store::groups::Load;
 use crate::store::rows::{self, conversation_columns, message_columns};
 use crate::store::{BATCH_ROWS, Committed, LedgerFaults, StoreError, Turn, TurnContextRow};
 
 impl Sqlite {
-    pub(in crate::store) async fn load_turn(
-        &self,
-        key: &ConversationKey,
-        dedupe_id: &str,
-    ) -> Result<TurnContextRow, StoreError> {
-        const OF_PEER: &str = concat!(
+    /// Reads what a group of turns needs to begin; in its order.
+    pub(in crate::store) async fn load_turns(&self, loads: &[Load]) -> Result<Vec<TurnContextRow>, StoreError> {
+        const LOAD: &str = concat!(
             "SELECT t.id AS turn_id, t.state, ",
             conversation_columns!(),
-            " FROM (SELECT 1) one LEFT JOIN turns t ON t.dedupe_id = $1 \
-             LEFT JOIN conversations c ON c.channel = $2 AND c.bot = $3 AND c.peer = $4 AND c.status <> 'closed'"
+            " FROM jsonb_each($1) AS wanted LEFT JOIN turns t ON t.dedupe_id = wanted.value ->> 0 \
+             LEFT JOIN conversations c ON c.id = CASE WHEN wanted.value ->> 4 IS NULL THEN (SELECT o.id \
+                 FROM conversations o WHERE o.channel = wanted.value ->> 1 AND o.bot = wanted.value ->> 2 \
+                     AND o.peer = wanted.value ->> 3 AND o.status <> 'closed') ELSE wanted.value ->> 4 END \
+                 AND c.channel = wanted.value ->> 1 AND c.bot = wanted.value ->> 2 \
+             ORDER BY wanted.key"
         );
-        const OF_ID: &str = concat!(
-            "SELECT t.id AS turn_id, t.state, ",
-            conversation_columns!(),
-            " FROM (SELECT 1) one LEFT JOIN turns t ON t.dedupe_id = $1 \
-             LEFT JOIN conversations c ON c.channel = $2 AND c.bot = $3 AND c.id = $4"
-        );
-        let query = match &key.peer {
-            Peer::Conversation(id) => {
-                sqlx::query(OF_ID).bind(dedupe_id).bind(key.channel.as_str()).bind(&*key.bot).bind(id.hyphenated())
-            }
-            peer => {
-                sqlx::query(OF_PEER).bind(dedupe_id).bind(key.channel.as_str()).bind(&*key.bot).bind(peer.to_string())
-            }
-        };
-        let row = query.fetch_one(&self.readers).await.map_err(refused("load a turn"))?;
-        let already = rows::optional_uuid(&row, "turn_id")?.map(|_| rows::committed(&row, dedupe_id.to_owned()));
-        let conversation = rows::optional_uuid(&row, "id")?.map(|_| rows::conversation(&row));
-        Ok(TurnContextRow { already: already.transpose()?, conversation: conversation.transpose()? })
+        let wanted = loads.iter().map(|Load { key, dedupe_id }| {
+            let (peer, id) = rows::peer_or_id(&key.peer);
+            (dedupe_id, key.channel.as_str(), &*key.bot, peer, id)
+        });
+        let wanted = wanted.collect::<Vec<_>>();
+        let found = sqlx::query(LOAD).bind(Json(wanted)).fetch_all(&self.readers).await;
+        let found = found.map_err(refused("load turns"))?;
+        loads.iter().zip(&found).map(|(load, row)| rows::turn_context(row, &load.dedupe_id)).collect()
     }
 
     pub(in crate::store) async fn settled(&self, dedupe_ids: &[String]) -> Result<Vec<Committed>, StoreError> {

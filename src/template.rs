@@ -1,4 +1,4 @@
-//! Texts with references in them, as script files use them: `$1`, `${name}`, `$text`, `${metadata.key}`.
+//! Texts with references in them, as scripts and workflows use them: `$1`, `${name}`, `$text`, `${metadata.key}`.
 //!
 //! Refuses, when read, a reference that could never be filled, so that a typing error is found at start-up and not in a chat.
 //! Invariant: filling a template cannot fail; what a reference gives is put in as it is and not read again.
@@ -7,12 +7,12 @@ use regex::{Captures, Regex};
 use serde_json::{Map, Value};
 
 /// A text read once and filled many times.
-#[derive(Debug)]
-pub(super) struct Template {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
     pieces: Vec<Piece>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Piece {
     Literal(String),
     /// A capture group of the rule's pattern; empty when it took no part in the match.
@@ -28,18 +28,47 @@ enum Piece {
 
 /// What references stand for in one turn.
 #[derive(Debug)]
-pub(super) struct Values<'a> {
-    pub(super) text: &'a str,
-    pub(super) captures: Option<&'a Captures<'a>>,
-    pub(super) metadata: &'a Map<String, Value>,
-    pub(super) attempt: u32,
-    pub(super) count: usize,
+pub struct Values<'a> {
+    /// The text of the new messages.
+    pub text: &'a str,
+    /// Of the pattern that the template was read with.
+    pub captures: Option<&'a Captures<'a>>,
+    pub metadata: &'a Map<String, Value>,
+    pub attempt: u32,
+    /// The user's messages so far, these included.
+    pub count: usize,
 }
 
+/// The metadata behind `path`: the key of that name, else the way through objects that the dots in it stand for. A null is as
+/// good as absent.
+#[must_use]
+pub fn lookup<'m>(metadata: &'m Map<String, Value>, path: &str) -> Option<&'m Value> {
+    let nested = || {
+        let (first, rest) = path.split_once('.')?;
+        rest.split('.').try_fold(metadata.get(first)?, |value, key| value.get(key))
+    };
+    metadata.get(path).or_else(nested).filter(|value| !value.is_null())
+}
+
+/// A reference that can never be filled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{wrong}; {right}")]
+pub struct TemplateError {
+    pub wrong: String,
+    pub right: &'static str,
+}
+
+const DOLLAR: &str = "write $$ for a dollar sign";
+
+/// As much of a wrong reference as an error repeats, in characters.
+const SHOWN_CHARS_MAX: usize = 64;
+
 impl Template {
-    /// Reads `source`, whose numbered and named references are to groups of `pattern`. The error says what is wrong and
-    /// what would be right.
-    pub(super) fn parse(source: &str, pattern: Option<&Regex>) -> Result<Self, String> {
+    /// Reads `source`, whose numbered and named references are to groups of `pattern`.
+    ///
+    /// # Errors
+    /// At the first reference that can never be filled.
+    pub fn parse(source: &str, pattern: Option<&Regex>) -> Result<Self, TemplateError> {
         let mut pieces = Vec::new();
         let mut rest = source;
         while let Some((before, after)) = rest.split_once('$') {
@@ -48,8 +77,8 @@ impl Template {
                 pieces.push(Piece::Literal("$".to_owned()));
                 rest = tail;
             } else if let Some(braced) = after.strip_prefix('{') {
-                let (reference, tail) =
-                    braced.split_once('}').ok_or("\"${\" without a \"}\"; write $$ for a dollar sign")?;
+                let unclosed = || TemplateError { wrong: "\"${\" without a \"}\"".to_owned(), right: DOLLAR };
+                let (reference, tail) = braced.split_once('}').ok_or_else(unclosed)?;
                 pieces.push(Piece::parse(reference, pattern)?);
                 rest = tail;
             } else {
@@ -64,7 +93,8 @@ impl Template {
         Ok(Self { pieces })
     }
 
-    pub(super) fn fill(&self, values: &Values<'_>) -> String {
+    #[must_use]
+    pub fn fill(&self, values: &Values<'_>) -> String {
         let mut filled = String::new();
         for piece in &self.pieces {
             match piece {
@@ -76,8 +106,8 @@ impl Template {
                 Piece::Text => filled.push_str(values.text),
                 Piece::Attempt => filled.push_str(&values.attempt.to_string()),
                 Piece::Count => filled.push_str(&values.count.to_string()),
-                Piece::Metadata { key, default } => match values.metadata.get(key) {
-                    None | Some(Value::Null) => filled.push_str(default),
+                Piece::Metadata { key, default } => match lookup(values.metadata, key) {
+                    None => filled.push_str(default),
                     Some(Value::String(text)) => filled.push_str(text),
                     Some(other) => filled.push_str(&other.to_string()),
                 },
@@ -89,7 +119,7 @@ impl Template {
 
 impl Piece {
     /// The pattern's own groups come first, so that a group may be called `text`.
-    fn parse(reference: &str, pattern: Option<&Regex>) -> Result<Self, String> {
+    fn parse(reference: &str, pattern: Option<&Regex>) -> Result<Self, TemplateError> {
         if let Some(index) = pattern.and_then(|pattern| group_index(reference, pattern)) {
             return Ok(Self::Group(index));
         }
@@ -101,13 +131,20 @@ impl Piece {
             "text" => Ok(Self::Text),
             "attempt" => Ok(Self::Attempt),
             "count" => Ok(Self::Count),
-            unknown => Err(format!(
-                "\"${unknown}\" is no group of the pattern; name a group, or write $text, $attempt, $count, \
-                 ${{metadata.KEY}}, or $$ for a dollar sign"
-            )),
+            unknown => {
+                let shown: String = unknown.chars().take(SHOWN_CHARS_MAX).collect();
+                let (is_no, right) = match pattern {
+                    Some(_) => ("group of the pattern", GROUP),
+                    None => ("reference", REFERENCE),
+                };
+                Err(TemplateError { wrong: format!("\"${shown}\" is no {is_no}"), right })
+            }
         }
     }
 }
+
+const GROUP: &str = "name a group, or write $text, $attempt, $count, ${metadata.KEY}, or $$ for a dollar sign";
+const REFERENCE: &str = "write $text, $attempt, $count, ${metadata.KEY}, or $$ for a dollar sign";
 
 fn group_index(reference: &str, pattern: &Regex) -> Option<usize> {
     match reference.parse::<usize>() {
