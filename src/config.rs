@@ -26,9 +26,9 @@ mod workflows;
 pub use problem::{ConfigError, Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
-    Bot, BotChannel, Burst, Console, Database, Effects, Http, HttpService, HttpTool, McpServer, McpTransport, MessengerBot,
-    ModelApi, ModelConfig, Nats, NatsAuth, NatsServer, NatsTls, OnUncertain, OnUnknown, ReplyInFlight, ResponderConfig,
-    ResponderKind, Sync, TelegramBot, Telemetry, ToolConfig, ToolKind, Updates, WebBot, Worker,
+    Bot, BotChannel, Burst, Console, Database, Effects, Http, HttpService, HttpTool, McpServer, McpTransport,
+    MessengerBot, ModelApi, ModelConfig, Nats, NatsAuth, NatsServer, NatsTls, OnUncertain, OnUnknown, ReplyInFlight,
+    ResponderConfig, ResponderKind, Sync, TelegramBot, Telemetry, ToolConfig, ToolKind, Updates, WebBot, Worker,
 };
 pub(crate) use tools::compile_schema;
 pub use workflows::{Accepts, Ask, Check, Condition, Node, Pattern, Rule, Say, Scalar, Subject, Test, Workflow};
@@ -211,19 +211,7 @@ impl ConfigReader {
         let bots = bots::read(&root.table("bots"), &names(&responder_tables, &self.registered_responders));
         root.finish(&[]);
         let (nats, database) = (nats?, database?);
-        Some(Config {
-            namespace,
-            http,
-            nats,
-            database,
-            worker,
-            telemetry,
-            console,
-            bots,
-            responders,
-            tools,
-            workflows,
-        })
+        Some(Config { namespace, http, nats, database, worker, telemetry, console, bots, responders, tools, workflows })
     }
 }
 

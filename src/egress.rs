@@ -62,7 +62,7 @@ impl Work for Egress {
     }
 
     async fn run(&self, task: &Task) -> Verdict<Settled> {
-        let message = &task.message;
+        let message = task.message();
         let span = tracing::info_span!(
             "process turnwise.out",
             otel.kind = "consumer",
@@ -81,7 +81,7 @@ impl Work for Egress {
     }
 
     async fn give_up(&self, task: &Task, failure: &Failure) -> Verdict<Settled> {
-        let Some(id) = delivery_id(&task.message) else { return self.disown(&task.message) };
+        let Some(id) = delivery_id(task.message()) else { return self.disown(task.message()) };
         tracing::error!(delivery_id = %id, reason = failure.reason, error = failure.error, "a reply was given up");
         self.settle(task, id, SendResult::Failed { error: failure.error.clone() }).await
     }
@@ -89,7 +89,7 @@ impl Work for Egress {
 
 impl Egress {
     async fn deliver(&self, task: &Task) -> Verdict<Settled> {
-        let Some(id) = delivery_id(&task.message) else { return self.disown(&task.message) };
+        let Some(id) = delivery_id(task.message()) else { return self.disown(task.message()) };
         // The same for every try: a beginning whose answer got lost must not be taken for one that a crash interrupted.
         let begun_at = Timestamp::now();
         let asked = Instant::now();
@@ -114,10 +114,10 @@ impl Egress {
             SendStart::Interrupted => {
                 self.unclear(task, id, "the process ended between the call and its answer".to_owned()).await
             }
-            SendStart::Settled(settled) => Verdict::Done(settled),
+            SendStart::Settled(settled) => Verdict::Done(vec![settled]),
             SendStart::Unknown(settled) => {
                 tracing::error!(delivery_id = %id, "no such delivery in this database; not sent");
-                Verdict::Done(settled)
+                Verdict::Done(vec![settled])
             }
             SendStart::Fenced => Verdict::Fenced,
         }
@@ -137,7 +137,7 @@ impl Egress {
     }
 
     async fn send(&self, task: &Task, id: Uuid, attempt: u32) -> Verdict<Settled> {
-        let part: OutboundPart = match serde_json::from_slice(&task.message.payload) {
+        let part: OutboundPart = match serde_json::from_slice(&task.message().payload) {
             Ok(part) => part,
             Err(error) => {
                 let error = format!("the message is not an outbound part: {}", json_fault(&error));
@@ -185,7 +185,7 @@ impl Egress {
 
     /// Nobody can tell whether it arrived: the operator's policy decides.
     async fn unclear(&self, task: &Task, id: Uuid, error: String) -> Verdict<Settled> {
-        let part: Option<OutboundPart> = serde_json::from_slice(&task.message.payload).ok();
+        let part: Option<OutboundPart> = serde_json::from_slice(&task.message().payload).ok();
         let bot = part.and_then(|part| self.bots.get(&*part.key.bot));
         match bot.map_or(OnUncertain::Hold, |bot| bot.on_uncertain) {
             OnUncertain::Hold => {
@@ -201,7 +201,7 @@ impl Egress {
 
     fn disown(&self, message: &StreamMessage) -> Verdict<Settled> {
         tracing::error!(sequence = message.sequence, "a message on the outbound stream is not ours; not sent");
-        Verdict::Done(self.store.disown(&message.message_id))
+        Verdict::Done(vec![self.store.disown(&message.message_id)])
     }
 
     async fn refuse(&self, task: &Task, id: Uuid, error: String) -> Verdict<Settled> {
@@ -215,7 +215,7 @@ impl Egress {
         let mut pause = patience();
         loop {
             match self.store.settle_send(id, &result, Timestamp::now()).await {
-                Ok(Some(settled)) => return Verdict::Done(settled),
+                Ok(Some(settled)) => return Verdict::Done(vec![settled]),
                 Ok(None) => return Verdict::Wait { cause: "not sent".to_owned(), after: None },
                 Err(error) => {
                     tracing::warn!(delivery_id = %id, error = %chain(&error), "a delivery's state is not recorded yet");

@@ -1,9 +1,11 @@
 //! Between a stream and its work: partitions feed lanes, lanes start tasks, tasks end in receipts, receipts acknowledge.
 //! The same machinery runs conversations' turns and chats' deliveries; what the work is, [`Work`] says.
 //!
-//! Refuses to know messages' contents. Invariants: one task per lane at a time, in stream order; a message is acknowledged
-//! only against a receipt; a failed one is tried again in its place, never behind later ones (nothing is ever NAKed).
+//! Refuses to know messages' contents: whoever does the work labels them. Invariants: one turn per lane at a time, in stream
+//! order; a message is acknowledged only against a receipt of its own; a failed one is tried again in its place, never behind
+//! later ones (nothing is ever NAKed).
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -13,34 +15,64 @@ use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use self::bursts::{Label, Rules};
 use self::engine::Engine;
 use crate::cluster::{Assignment, Notice};
 use crate::message::Timestamp;
 use crate::store::{Ownership, Receipt, Store, StoreError};
 use crate::stream::{StreamHandle, StreamMessage};
 
+pub mod bursts;
 mod engine;
 mod feeder;
 pub mod lanes;
 mod parking;
 mod partitions;
 pub mod progress;
+mod shares;
 
-/// One attempt at one message.
+/// One attempt at one message, or at several of a lane that make one turn.
 #[derive(Debug, Clone)]
 pub struct Task {
-    pub message: Arc<StreamMessage>,
+    /// One or more, in stream order: the last is the one the turn answers, those before it are merged into it.
+    pub messages: Vec<Arc<StreamMessage>>,
+    /// The message is to be refused: a turn of its lane is to be made first, and its policy lets nothing wait. Then it is
+    /// alone.
+    pub is_refusal: bool,
     pub ownership: Ownership,
     /// Counts from 1; attempts cut short by outside trouble do not count.
     pub attempt: u32,
     /// When this attempt started.
     pub started_at: Timestamp,
-    /// How many messages stood before it in its lane when it came; at least so many for one that was parked.
+    /// How many messages stood before the last one in its lane when it came; at least so many for one that was parked.
     pub lane_position: usize,
     /// Cancelled when the attempt must stop without an outcome.
     pub cancellation: CancellationToken,
+    /// Cancelled when a newer message of the lane asks the attempt to end at its next safe point, with
+    /// [`Verdict::Interrupted`]. One that is being committed already goes on.
+    pub interruption: CancellationToken,
     /// The trace context of this attempt's span, set by the work, so that the acknowledgement is part of what it ends.
     pub traceparent: Arc<OnceLock<String>>,
+}
+
+impl Task {
+    /// The message that is answered: the last one.
+    #[must_use]
+    pub fn message(&self) -> &Arc<StreamMessage> {
+        &self.messages[self.messages.len() - 1]
+    }
+
+    /// Those that are merged into it.
+    #[must_use]
+    pub fn earlier(&self) -> &[Arc<StreamMessage>] {
+        &self.messages[..self.messages.len() - 1]
+    }
+
+    /// The same attempt at one of its messages alone.
+    #[must_use]
+    pub fn alone(&self, message: &Arc<StreamMessage>) -> Self {
+        Self { messages: vec![Arc::clone(message)], ..self.clone() }
+    }
 }
 
 /// Why an attempt failed, for people and for the one who gives up on it.
@@ -56,13 +88,18 @@ pub struct Failure {
 /// How an attempt ended.
 #[derive(Debug)]
 pub enum Verdict<R> {
-    /// The work is durable.
-    Done(R),
-    /// The message failed: again after a growing pause, at least `after`, until the attempts run out.
+    /// The work is durable for the messages that these receipts cover, one at least. Those that none covers make another
+    /// turn, with what has come meanwhile.
+    Done(Vec<R>),
+    /// The attempt ended because [`Task::interruption`] asked it to, and left nothing behind.
+    Interrupted,
+    /// A message to be refused is not to be: it waits for its turn.
+    Admitted,
+    /// The messages failed: again after a growing pause, at least `after`, until the attempts run out.
     Failed { failure: Failure, after: Option<Duration> },
-    /// The message failed, and trying again cannot help.
+    /// They failed, and trying again cannot help.
     Hopeless(Failure),
-    /// Something outside is away or asked for patience; the message is not to blame and the attempt does not count.
+    /// Something outside is away or asked for patience; the messages are not to blame and the attempt does not count.
     Wait { cause: String, after: Option<Duration> },
     /// The partition has a newer owner.
     Fenced,
@@ -73,7 +110,7 @@ pub enum Verdict<R> {
 /// What is done with the messages of a stream.
 #[async_trait::async_trait]
 pub trait Work: Send + Sync + 'static {
-    type Receipt: Receipt + Send + Sync + 'static;
+    type Receipt: Receipt + Clone + Send + Sync + 'static;
 
     /// A word for logs and metrics.
     const NAME: &'static str;
@@ -82,24 +119,31 @@ pub trait Work: Send + Sync + 'static {
     /// finished, in bulk.
     async fn settled(&self, messages: &[Arc<StreamMessage>]) -> Result<Vec<Self::Receipt>, StoreError>;
 
+    /// What a message is to the lane's burst policy. Cheap: it is called for each message before it is admitted.
+    fn label(&self, _message: &StreamMessage) -> Label {
+        Label::Opaque
+    }
+
     /// Told the size of the scheduler after each event: tasks running, lanes with messages, messages parked.
     fn observe(&self, _running: usize, _lanes: usize) {}
 
     /// One attempt.
     async fn run(&self, task: &Task) -> Verdict<Self::Receipt>;
 
-    /// The attempts are used up, or hopeless: makes the failure durable, so that the lane can go on.
+    /// The attempts are used up, or hopeless: makes the failure of all its messages durable, so that the lane can go on.
     async fn give_up(&self, task: &Task, failure: &Failure) -> Verdict<Self::Receipt>;
 }
 
 /// Bounds of one scheduler.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Tasks at once.
+    /// Turns at once, and as many refusals.
     pub max_running: usize,
+    /// How each bot's turns are formed and how many run, by `<channel>.<bot>` as in its lanes; the default for others.
+    pub rules: HashMap<String, Rules>,
     /// Messages of one lane in memory; the rest is read again from the stream when its turn comes near.
     pub lane_backlog: usize,
-    /// Attempts at a message before it is given up.
+    /// Attempts at a turn before its messages are given up.
     pub max_attempts: u32,
     /// The pause after a counted failure.
     pub retry: ExponentialBackoff,

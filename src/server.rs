@@ -3,7 +3,7 @@
 //! Invariants: migrations run before anything else; readiness falls before anything stops; what is running gets the grace
 //! to finish, and what does not finish stays on the stream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +20,15 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::cluster::{self, ClusterError, Participant, Prepare};
-use crate::config::{Config, NatsServer};
+use crate::config::{Bot, Config, NatsServer};
 use crate::egress::Egress;
 use crate::ingress::{self, Ingress};
+use crate::message::escape;
 use crate::nats_server::ManagedServer;
 use crate::platform::Platforms;
 use crate::responder::history::{Budget, HistoryCache};
 use crate::responder::{self, Responders};
+use crate::scheduler::bursts::Rules;
 use crate::scheduler::{self, Limits, Orders, Work};
 use crate::store::Store;
 use crate::stream::{self, Connection, Lane, Publisher, StreamHandle};
@@ -405,15 +407,26 @@ pub(crate) fn unusable<E: std::error::Error + 'static>(what: &str, errors: &[E])
 fn turn_limits(config: &Config) -> Limits {
     Limits {
         max_running: config.worker.max_turns,
+        rules: config.bots.iter().map(|(name, bot)| (rules_key(name, bot), rules(bot))).collect(),
         lane_backlog: config.worker.lane_backlog,
         max_attempts: config.worker.max_attempts,
         retry: turn::retry(TURN_PAUSE_MAX),
     }
 }
 
+/// The first tokens of the lanes of a bot's conversations.
+fn rules_key(name: &str, bot: &Bot) -> String {
+    format!("{}.{}", bot.channel(), escape(name))
+}
+
+fn rules(bot: &Bot) -> Rules {
+    Rules { burst: bot.burst, quiet: bot.quiet, weight: bot.weight, max_running: bot.max_turns }
+}
+
 fn send_limits() -> Limits {
     Limits {
         max_running: SENDS_AT_ONCE,
+        rules: HashMap::new(),
         lane_backlog: SENDS_BACKLOG,
         max_attempts: SEND_ATTEMPTS,
         retry: turn::retry(SEND_PAUSE_MAX),

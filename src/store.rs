@@ -33,9 +33,9 @@ use groups::{Groups, Load};
 use journal::Writing;
 use sending::{Beginning, Ending};
 
-pub(crate) use merge::merge_patch;
 pub use error::StoreError;
 pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
+pub(crate) use merge::merge_patch;
 pub use records::*;
 
 /// The most rows that a page of a list holds.

@@ -11,23 +11,23 @@ use std::time::Duration;
 use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use self::burst::Burst;
 use self::compose::{compose, frame, new_conversation, parts, unsaved};
 use self::progress::Audience;
 use self::trace::{process_span, record_waits};
 use self::typing::Typing;
 use crate::config::Bot;
 use crate::message::{
-    Channel, ConversationKey, ConversationStatus, Envelope, Event, InboundMessage, Peer, ReplyMessage, SCHEMA_VERSION,
-    TerminalState,
+    Channel, ConversationKey, ConversationStatus, Envelope, Event, Peer, ReplyMessage, SCHEMA_VERSION, TerminalState,
 };
 use crate::responder::history::{self, Budget, HistoryCache};
 use crate::responder::journal::{Fault, Journal};
-use crate::responder::{
-    ConversationView, NewUserMessage, Reply, Responder, Responders, TurnContext, TurnError, TurnRequest,
-};
+use crate::responder::{ConversationView, Reply, Responder, Responders, TurnContext, TurnError, TurnRequest};
+use crate::scheduler::bursts::Label;
 use crate::scheduler::{Failure, Task, Verdict, Work};
 use crate::store::{
     CommitOutcome, Committed, Conversation, JournalEntry, NewConversation, PendingDelivery, Store, StoreError,
@@ -36,6 +36,7 @@ use crate::store::{
 use crate::stream::{DeadLetter, Publisher, StreamMessage};
 use crate::telemetry::{chain, json_fault, metric};
 
+mod burst;
 mod compose;
 pub mod outbox;
 pub mod progress;
@@ -90,6 +91,10 @@ impl Work for Turns {
         Ok(settled)
     }
 
+    fn label(&self, message: &StreamMessage) -> Label {
+        burst::label(message)
+    }
+
     fn observe(&self, running: usize, lanes: usize) {
         metric::scheduler_size(running, lanes);
     }
@@ -100,7 +105,9 @@ impl Work for Turns {
         let started = std::time::Instant::now();
         let mut responder_time = Duration::ZERO;
         let verdict = async {
-            match self.attempt(task, &mut responder_time).await {
+            let ended =
+                if task.is_refusal { self.refuse(task).await } else { self.attempt(task, &mut responder_time).await };
+            match ended {
                 Ok(committed) => Verdict::Done(committed),
                 Err(verdict) => *verdict,
             }
@@ -108,12 +115,14 @@ impl Work for Turns {
         .instrument(span)
         .await;
         if let Verdict::Done(committed) = &verdict {
-            metric::turn_finished(
-                &bot_of(&task.message),
-                committed.state().as_str(),
-                started.elapsed(),
-                responder_time,
-            );
+            let bot = bot_of(task.message());
+            for committed in committed {
+                let outcome = committed.state().as_str();
+                match committed.dedupe_id() == task.message().message_id && !task.is_refusal {
+                    true => metric::turn_finished(&bot, outcome, started.elapsed(), responder_time),
+                    false => metric::message_finished(&bot, outcome),
+                }
+            }
         }
         verdict
     }
@@ -132,28 +141,77 @@ impl Work for Turns {
 }
 
 impl Turns {
-    async fn attempt(&self, task: &Task, responder_time: &mut Duration) -> Step<Committed> {
-        let envelope = decode(&task.message)?;
-        let message = match &envelope.event {
-            Event::Ignored { kind, reason } => return self.ignore(task, &envelope, format!("{kind}: {reason}")).await,
-            Event::Agent { text } => return self.say(task, &envelope, text).await,
-            Event::Message(message) => message,
+    async fn attempt(&self, task: &Task, responder_time: &mut Duration) -> Step<Vec<Committed>> {
+        let burst = match Burst::read(task) {
+            Ok(burst) => burst,
+            Err((message, verdict)) => return self.set_apart(task, message, verdict).await,
         };
+        if task.messages.len() > 1 {
+            // After a crash, messages come again that were part of other turns; the rest make a new one.
+            let settled = self.settle(task).await?;
+            if !settled.is_empty() {
+                return Ok(settled);
+            }
+        }
+        let envelope = &burst.envelope;
+        if let Event::Ignored { kind, reason } = &envelope.event {
+            return self.ignore(task, envelope, burst::ignored(kind, reason)).await;
+        }
+        if let Event::Agent { text } = &envelope.event {
+            return self.say(task, envelope, text).await;
+        }
         let span = tracing::Span::current();
         span.record("turnwise.turn.id", tracing::field::display(envelope.turn_id));
         let settings = self.settings(&envelope.key.bot)?;
-        let loaded = match self.load(task, &envelope).await? {
+        let loaded = match self.load(task, envelope).await? {
             Loaded::Open(loaded) => *loaded,
-            Loaded::Settled(committed) => return self.finish_settled(task, committed).await,
+            Loaded::Settled(committed) => return self.finish_settled(task, vec![committed]).await,
         };
         span.record("gen_ai.conversation.id", tracing::field::display(loaded.conversation.id));
         let decided = match loaded.conversation.status {
-            ConversationStatus::Bot => self.decide(task, &envelope, message, settings, &loaded, responder_time).await?,
+            ConversationStatus::Bot => self.decide(&burst, settings, &loaded, responder_time).await?,
             // Stored for the person who has taken over; the bot is silent.
             ConversationStatus::Human | ConversationStatus::Closed => Decided::silent(),
         };
-        let commit = compose(task, &envelope, message, settings, &loaded, decided, *responder_time);
+        let commit = compose(&burst, settings, &loaded, decided, *responder_time);
         self.commit(task, commit, Some(&loaded)).await
+    }
+
+    /// A message that cannot be read takes no other one with it.
+    async fn set_apart(
+        &self,
+        task: &Task,
+        message: &Arc<StreamMessage>,
+        verdict: Box<Verdict<Committed>>,
+    ) -> Step<Vec<Committed>> {
+        match *verdict {
+            Verdict::Hopeless(failure) if task.messages.len() > 1 => self.bury(&task.alone(message), &failure).await,
+            verdict => Err(Box::new(verdict)),
+        }
+    }
+
+    /// Answers a message that its lane's policy lets not wait with a notice, at once: beside the turn that runs, and before
+    /// its reply. Nothing of it is in the history. A conversation that a person has taken over refuses nothing.
+    async fn refuse(&self, task: &Task) -> Step<Vec<Committed>> {
+        let envelope = decode(task.message())?;
+        let settings = self.settings(&envelope.key.bot)?;
+        let row =
+            self.store.load_turn(&envelope.key, &task.message().message_id).await.map_err(|error| away(&error))?;
+        if let Some(committed) = row.already {
+            return self.finish_settled(task, vec![committed]).await;
+        }
+        if row.conversation.as_ref().is_some_and(|conversation| conversation.status != ConversationStatus::Bot) {
+            return Err(Box::new(Verdict::Admitted));
+        }
+        let mut commit = TurnCommit {
+            state: TerminalState::Rejected,
+            reason: Some("an earlier message was being answered".to_owned()),
+            ..frame(task, envelope.key.clone(), envelope.turn_id, envelope.received_at)
+        };
+        let notice = ReplyMessage::text(settings.bot.reject_reply.clone());
+        let conversation = row.conversation.map(|conversation| conversation.id);
+        commit.deliveries = parts(&commit, conversation, Uuid::now_v7(), &notice);
+        self.commit(task, commit, None).await
     }
 
     fn settings(&self, bot: &str) -> Step<&Settings> {
@@ -161,7 +219,8 @@ impl Turns {
     }
 
     async fn load(&self, task: &Task, envelope: &Envelope) -> Step<Loaded> {
-        let row = self.store.load_turn(&envelope.key, &task.message.message_id).await.map_err(|error| away(&error))?;
+        let row =
+            self.store.load_turn(&envelope.key, &task.message().message_id).await.map_err(|error| away(&error))?;
         if let Some(committed) = row.already {
             return Ok(Loaded::Settled(committed));
         }
@@ -177,13 +236,12 @@ impl Turns {
 
     async fn decide(
         &self,
-        task: &Task,
-        envelope: &Envelope,
-        message: &InboundMessage,
+        burst: &Burst<'_>,
         settings: &Settings,
         loaded: &Open,
         responder_time: &mut Duration,
     ) -> Step<Decided> {
+        let (task, envelope) = (burst.task, &burst.envelope);
         let name = &settings.bot.responder;
         let responder = self
             .responders
@@ -203,7 +261,7 @@ impl Turns {
                 platform: envelope.platform,
                 metadata: loaded.conversation.metadata.clone(),
             },
-            messages: vec![NewUserMessage { message: message.clone(), sender: envelope.sender.clone() }],
+            messages: burst.new_messages(),
             history: history::prune(&history, settings.budget).into(),
             prompt: None,
         };
@@ -213,13 +271,13 @@ impl Turns {
             attempt: task.attempt,
             deadline: tokio::time::Instant::now() + self.turn_timeout,
             cancellation: task.cancellation.clone(),
-            journal: Journal::durable(envelope.turn_id, self.store.clone(), task.ownership),
+            journal: Journal::durable(burst.first_turn_id(), self.store.clone(), burst.task.ownership),
             deltas: run.deltas(),
         };
         let span =
             tracing::info_span!("invoke_agent", otel.name = format!("invoke_agent {name}"), otel.kind = "internal");
         let started = std::time::Instant::now();
-        let reply = ask(responder.as_ref(), &context, &request);
+        let reply = ask(responder.as_ref(), &context, &request, &task.interruption);
         let reply = run.during(self.typing.during(&settings.bot, &envelope.key, reply)).instrument(span).await;
         *responder_time = started.elapsed();
         let reply = reply.map_err(Box::new)?;
@@ -245,22 +303,22 @@ impl Turns {
     }
 
     /// A human agent's message: it has its place among the turns, but nobody is asked.
-    async fn say(&self, task: &Task, envelope: &Envelope, text: &str) -> Step<Committed> {
+    async fn say(&self, task: &Task, envelope: &Envelope, text: &str) -> Step<Vec<Committed>> {
         match self.load(task, envelope).await? {
-            Loaded::Settled(committed) => self.finish_settled(task, committed).await,
+            Loaded::Settled(committed) => self.finish_settled(task, vec![committed]).await,
             Loaded::Open(loaded) if loaded.new.is_some() => {
                 self.ignore(task, envelope, "agent: the conversation was closed before".to_owned()).await
             }
             Loaded::Open(loaded) => {
                 let commit = compose::say(task, envelope, &loaded, text);
                 let committed = self.commit(task, commit, Some(&loaded)).await?;
-                self.publisher.turn_notice(committed.turn_id()).await;
+                self.publisher.turn_notice(envelope.turn_id).await;
                 Ok(committed)
             }
         }
     }
 
-    async fn ignore(&self, task: &Task, envelope: &Envelope, reason: String) -> Step<Committed> {
+    async fn ignore(&self, task: &Task, envelope: &Envelope, reason: String) -> Step<Vec<Committed>> {
         let commit = TurnCommit {
             state: TerminalState::Ignored,
             reason: Some(reason),
@@ -271,7 +329,7 @@ impl Turns {
 
     /// Commits until the database has answered: the outcome of an interrupted transaction is unknown, and asking again is
     /// safe because the ledger holds each message once.
-    async fn commit(&self, task: &Task, commit: TurnCommit, loaded: Option<&Open>) -> Step<Committed> {
+    async fn commit(&self, task: &Task, commit: TurnCommit, loaded: Option<&Open>) -> Step<Vec<Committed>> {
         let span = tracing::info_span!(
             "COMMIT turn",
             otel.kind = "client",
@@ -298,21 +356,28 @@ impl Turns {
         };
         span.record("turnwise.commit.outcome", if matches!(outcome, CommitOutcome::Fenced) { "fenced" } else { "ok" });
         match outcome {
-            CommitOutcome::Committed { committed, deliveries, first_ordinal } => {
+            CommitOutcome::Committed { committed, merged, deliveries, first_ordinal } => {
+                // Less was stored than was to be when a person took over meanwhile.
+                let is_whole = committed.state() == commit.state;
+                let receipts: Vec<_> = std::iter::once(committed).chain(merged).collect();
                 if let (Some(loaded), Some(first)) = (loaded, first_ordinal) {
-                    // Less was stored than was to be when a person took over meanwhile.
-                    match committed.state() == commit.state {
+                    match is_whole {
                         true => self.remember(loaded, &commit, first).await,
                         false => self.cache.invalidate(loaded.conversation.id).await,
                     }
                 }
                 if commit.key.channel == Channel::Web {
-                    self.publisher.turn_notice(committed.turn_id()).await;
+                    for receipt in &receipts {
+                        self.publisher.turn_notice(receipt.turn_id()).await;
+                    }
                 }
                 self.publish(task, &deliveries).await?;
-                Ok(committed)
+                Ok(receipts)
             }
-            CommitOutcome::AlreadyTerminal(committed) => self.finish_settled(task, committed).await,
+            CommitOutcome::AlreadyTerminal(committed) if task.messages.len() == 1 => {
+                self.finish_settled(task, vec![committed]).await
+            }
+            CommitOutcome::AlreadyTerminal(_) => self.settle(task).await,
             CommitOutcome::Fenced => Err(Box::new(Verdict::Fenced)),
             CommitOutcome::ConversationMoved => Err(Box::new(Verdict::Wait {
                 cause: "the conversation was opened or removed by somebody else meanwhile".to_owned(),
@@ -321,14 +386,24 @@ impl Turns {
         }
     }
 
-    /// The ledger has the message already: what its commit left to do is done, in case a crash came between.
-    async fn finish_settled(&self, task: &Task, committed: Committed) -> Step<Committed> {
-        if committed.state() == TerminalState::DeadLettered {
-            self.bury_again(&task.message, &committed).await.map_err(|error| away(&error))?;
+    /// Those of the messages that the ledger has already, with what their commits left to do.
+    async fn settle(&self, task: &Task) -> Step<Vec<Committed>> {
+        let ids: Vec<String> = task.messages.iter().map(|message| message.message_id.clone()).collect();
+        let settled = self.store.settled(&ids).await.map_err(|error| away(&error))?;
+        self.finish_settled(task, settled).await
+    }
+
+    /// The ledger has these messages already: what their commits left to do is done, in case a crash came between.
+    async fn finish_settled(&self, task: &Task, settled: Vec<Committed>) -> Step<Vec<Committed>> {
+        for committed in &settled {
+            let message = task.messages.iter().find(|message| message.message_id == committed.dedupe_id());
+            if let Some(message) = message.filter(|_| committed.state() == TerminalState::DeadLettered) {
+                self.bury_again(message, committed).await.map_err(|error| away(&error))?;
+            }
+            let pending = self.store.pending_of_turn(committed.turn_id()).await.map_err(|error| away(&error))?;
+            self.publish(task, &pending).await?;
         }
-        let pending = self.store.pending_of_turn(committed.turn_id()).await.map_err(|error| away(&error))?;
-        self.publish(task, &pending).await?;
-        Ok(committed)
+        Ok(settled)
     }
 
     /// Puts deliveries on the outbound stream, for as long as it takes: the lane must not go on before, or a later reply
@@ -356,46 +431,60 @@ impl Turns {
         self.cache.append(loaded.conversation.id, count, &stored).await;
     }
 
-    /// Makes a given-up message's end durable: the ledger first, then the dead-letter stream.
-    async fn bury(&self, task: &Task, failure: &Failure) -> Step<Committed> {
-        let envelope = decode(&task.message).ok();
-        let key = envelope.as_ref().map(|envelope| envelope.key.clone());
-        let key = match key.map_or_else(|| task.message.lane.parse(), Ok) {
+    /// Makes the end of given-up messages durable: the ledger first, then the dead-letter stream. All that were tried
+    /// together end together, with one notice.
+    async fn bury(&self, task: &Task, failure: &Failure) -> Step<Vec<Committed>> {
+        let burst = Burst::read(task).ok();
+        let envelope = burst.as_ref().map(|burst| &burst.envelope);
+        let key = envelope.map(|envelope| envelope.key.clone());
+        let key = match key.map_or_else(|| task.message().lane.parse(), Ok) {
             Ok(key) => key,
             Err(_) => ConversationKey { channel: Channel::Web, bot: "unknown".into(), peer: Peer::Bot },
         };
-        let received_at = envelope.as_ref().map_or(task.message.published_at, |envelope| envelope.received_at);
-        let turn_id = match envelope.as_ref().map(|envelope| envelope.turn_id) {
-            Some(id) if self.store.turn(id).await.map_err(|error| away(&error))?.is_none() => id,
-            // Unreadable, or the id of another message's turn, as in one put on the stream again by hand.
-            _ => Uuid::now_v7(),
-        };
+        let received_at = envelope.map_or(task.message().published_at, |envelope| envelope.received_at);
+        let turn_id = self.free_turn_id(envelope.map(|envelope| envelope.turn_id)).await?;
+        let why = format!("{}: {}", failure.reason, failure.error);
+        let mut merged = burst.as_ref().map(|burst| burst.given_up(&why)).unwrap_or_default();
+        for message in &mut merged {
+            message.turn_id = self.free_turn_id(Some(message.turn_id)).await?;
+        }
         let mut commit = TurnCommit {
             state: TerminalState::DeadLettered,
-            reason: Some(format!("{}: {}", failure.reason, failure.error)),
+            reason: Some(why),
+            merged,
             ..frame(task, key.clone(), turn_id, received_at)
         };
         // What its tools did stays known, though nothing of it is in the history.
-        let steps = self.store.journal(turn_id).await.map_err(|error| away(&error))?;
+        let journal = burst.as_ref().map_or(turn_id, Burst::first_turn_id);
+        let steps = self.store.journal(journal).await.map_err(|error| away(&error))?;
         if !steps.is_empty() {
-            commit.journaled = true;
+            commit.journal = Some(journal);
             commit.record = Some(record(Value::Null, &steps));
         }
         if let Some(text) = self.notice(&key, failure) {
-            let row = self.store.load_turn(&key, &task.message.message_id).await.map_err(|error| away(&error))?;
+            let row = self.store.load_turn(&key, &task.message().message_id).await.map_err(|error| away(&error))?;
             let conversation = row.conversation.map(|conversation| conversation.id);
             commit.deliveries = parts(&commit, conversation, Uuid::now_v7(), &ReplyMessage::text(text));
         }
-        let committed = self.commit(task, commit, None).await?;
-        // The last attempt failed after its commit: the message is answered, and no dead letter.
-        if committed.state() != TerminalState::DeadLettered {
-            return Ok(committed);
+        let receipts = self.commit(task, commit, None).await?;
+        // When the last attempt failed after its commit, the messages are answered, and no dead letters.
+        for receipt in receipts.iter().filter(|receipt| receipt.state() == TerminalState::DeadLettered) {
+            for message in task.messages.iter().filter(|message| message.message_id == receipt.dedupe_id()) {
+                let buried = self.bury_letter(message, failure.reason, &failure.error, task.attempt).await;
+                buried.map_err(|error| away(&error))?;
+                metric::dead_letter(failure.reason);
+            }
         }
-        self.bury_letter(&task.message, failure.reason, &failure.error, task.attempt)
-            .await
-            .map_err(|error| away(&error))?;
-        metric::dead_letter(failure.reason);
-        Ok(committed)
+        Ok(receipts)
+    }
+
+    /// The id of a ledger row: a new one when the message is unreadable, or its id that of another message's row, as of one
+    /// put on the stream again by hand.
+    async fn free_turn_id(&self, wanted: Option<Uuid>) -> Step<Uuid> {
+        match wanted {
+            Some(id) if self.store.turn(id).await.map_err(|error| away(&error))?.is_none() => Ok(id),
+            _ => Ok(Uuid::now_v7()),
+        }
     }
 
     /// What the user of a given-up message reads; nothing when the bot has no failure reply.
@@ -469,15 +558,25 @@ fn decode(message: &StreamMessage) -> Step<Envelope> {
         .map_err(|error| hopeless("undecodable", format!("the message is not an envelope: {}", json_fault(&error))))
 }
 
-/// Runs the responder within its time, and stops it when the turn must stop.
+/// Runs the responder within its time, and stops it when the turn must stop or a newer message wants its place.
 async fn ask(
     responder: &dyn Responder,
     context: &TurnContext,
     request: &TurnRequest,
+    interruption: &CancellationToken,
 ) -> Result<Reply, Verdict<Committed>> {
     let failure = |reason, error: String, user_message| Failure { reason, error, user_message };
     let answer = tokio::time::timeout_at(context.deadline, responder.respond(context, request));
-    let answer = context.cancellation.run_until_cancelled(answer).await;
+    let mut answer = std::pin::pin!(context.cancellation.run_until_cancelled(answer));
+    let answer = tokio::select! {
+        biased;
+        answer = &mut answer => answer,
+        // A turn that has begun to change something outside runs to its end.
+        () = interruption.cancelled() => match context.journal.has_effects() {
+            true => answer.await,
+            false => return Err(Verdict::Interrupted),
+        },
+    };
     match context.journal.fault() {
         Some(Fault::Fenced) => return Err(Verdict::Fenced),
         Some(Fault::Store(cause)) => return Err(Verdict::Wait { cause: cause.clone(), after: None }),

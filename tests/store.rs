@@ -15,9 +15,9 @@ use turnwise::message::{
     Platform, Role, TerminalState, Timestamp,
 };
 use turnwise::store::{
-    CommitOutcome, Committed, Conversation, ConversationFilter, ConversationPatch, IdempotencyClaim, NewConversation,
-    NewMessage, Ownership, PendingDelivery, Position, Receipt, SendResult, SendStart, Store, StoreError, TurnCommit,
-    TurnTimings,
+    CommitOutcome, Committed, Conversation, ConversationFilter, ConversationPatch, IdempotencyClaim, MergedMessage,
+    NewConversation, NewMessage, Ownership, PendingDelivery, Position, Receipt, SendResult, SendStart, Store,
+    StoreError, TurnCommit, TurnTimings,
 };
 use uuid::Uuid;
 
@@ -71,6 +71,8 @@ on_both!(
     messages_are_listed_in_pages,
     settled_turns_are_found_in_bulk,
     the_ledger_tells_its_faults,
+    merged_messages_have_their_rows_in_the_turn_that_answers_them,
+    a_turn_with_a_message_that_is_done_already_writes_nothing,
     unusual_text_is_stored,
     migrations_run_twice_and_at_once,
 );
@@ -643,6 +645,100 @@ async fn the_ledger_tells_its_faults(database: &Database) {
     assert_eq!(store.ledger_counts().await.unwrap(), [(TerminalState::Answered, 4)]);
 }
 
+async fn merged_messages_have_their_rows_in_the_turn_that_answers_them(database: &Database) {
+    let store = &database.store;
+    let owner = database.own(0).await;
+    let mut turn = first_turn(owner, 14, "ann");
+    turn.merged = vec![
+        merged(11, TerminalState::Merged),
+        merged(12, TerminalState::Ignored),
+        merged(13, TerminalState::Superseded),
+    ];
+    for text in ["first", "third"] {
+        turn.messages.insert(0, message(Role::User, Author::User, text));
+    }
+    let CommitOutcome::Committed { committed, merged: receipts, first_ordinal, .. } =
+        store.commit(turn.clone()).await.unwrap()
+    else {
+        panic!("not committed")
+    };
+    assert_eq!((committed.turn_id(), first_ordinal), (turn.turn_id, Some(1)));
+    for (receipt, message) in receipts.iter().zip(&turn.merged) {
+        assert!(receipt.covers(&message.dedupe_id) && !receipt.covers(&turn.dedupe_id));
+        assert_eq!((receipt.turn_id(), receipt.state()), (message.turn_id, message.state));
+        let row = store.turn(message.turn_id).await.unwrap().unwrap();
+        let merged_into = (message.state != TerminalState::Ignored).then_some(turn.turn_id);
+        assert_eq!(
+            (row.state, row.merged_into, row.conversation_id),
+            (message.state, merged_into, turn.conversation_id)
+        );
+        assert_eq!((row.position, row.replies.len()), ((owner.stream, message.sequence), 0));
+    }
+    assert_eq!(receipts.len(), 3);
+    let ids: Vec<_> = turn.dedupe_ids().map(str::to_owned).collect();
+    assert_eq!(store.settled(&ids).await.unwrap().len(), 4);
+    let again = store.commit(turn.clone()).await.unwrap();
+    assert!(matches!(&again, CommitOutcome::AlreadyTerminal(found) if *found == committed), "{again:?}");
+    committed_after(store, &turn, 15).await;
+    let faults = store.ledger_faults().await.unwrap();
+    assert!(faults.doubled.is_empty() && faults.out_of_order.is_empty(), "{faults:?}");
+
+    // A user message too few is found like one too many.
+    let mut short = next_turn(&turn, 17);
+    short.merged = vec![merged(16, TerminalState::Merged)];
+    self::committed(store.commit(short.clone()).await.unwrap());
+    assert_eq!(store.ledger_faults().await.unwrap().doubled, [short.turn_id]);
+}
+
+async fn committed_after(store: &Store, first: &TurnCommit, sequence: u64) {
+    committed(store.commit(next_turn(first, sequence)).await.unwrap());
+}
+
+async fn a_turn_with_a_message_that_is_done_already_writes_nothing(database: &Database) {
+    let store = &database.store;
+    let owner = database.own(0).await;
+    let first = first_turn(owner, 1, "ann");
+    committed(store.commit(first.clone()).await.unwrap());
+
+    // In one transaction with others, which it does not disturb.
+    let mut torn = next_turn(&first, 3);
+    torn.merged = vec![merged(2, TerminalState::Merged), merged(1, TerminalState::Merged)];
+    torn.merged[1].dedupe_id.clone_from(&first.dedupe_id);
+    let others: Vec<_> = (4..30).map(|number| first_turn(owner, number, &format!("user{number}"))).collect();
+    let (outcome, others_outcomes) =
+        tokio::join!(store.commit(torn.clone()), join_all(others.iter().map(|turn| store.commit(turn.clone()))));
+    let outcome = outcome.unwrap();
+    assert!(
+        matches!(&outcome, CommitOutcome::AlreadyTerminal(found) if found.turn_id() == first.turn_id),
+        "{outcome:?}"
+    );
+    others_outcomes.into_iter().for_each(|outcome| drop(committed(outcome.unwrap())));
+    for id in [torn.turn_id, torn.merged[0].turn_id, torn.merged[1].turn_id] {
+        assert_eq!(store.turn(id).await.unwrap(), None);
+    }
+    assert_eq!(store.recent_messages(first.conversation_id.unwrap(), 10).await.unwrap().len(), 2);
+
+    // The rest of it makes a turn of its own.
+    torn.merged.truncate(1);
+    torn.messages.insert(0, message(Role::User, Author::User, "second"));
+    committed(store.commit(torn).await.unwrap());
+    assert!(store.ledger_faults().await.unwrap().doubled.is_empty());
+}
+
+fn merged(sequence: u64, state: TerminalState) -> MergedMessage {
+    let turn_id = Uuid::now_v7();
+    MergedMessage {
+        turn_id,
+        dedupe_id: format!("telegram:support:{turn_id}"),
+        sequence,
+        state,
+        reason: None,
+        traceparent: None,
+        timings: TurnTimings::default(),
+        received_at: at(9),
+    }
+}
+
 async fn unusual_text_is_stored(database: &Database) {
     let store = &database.store;
     let owner = database.own(0).await;
@@ -841,6 +937,7 @@ fn turn_in(
         position: Position { stream: ownership.stream, sequence },
         turn_id,
         dedupe_id: format!("telegram:support:{turn_id}"),
+        merged: Vec::new(),
         state: TerminalState::Answered,
         reason: None,
         attempts: 1,
@@ -855,7 +952,7 @@ fn turn_in(
         handoff: false,
         actions: Vec::new(),
         suppress_if_taken: false,
-        journaled: false,
+        journal: None,
         record: None,
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
         timings: TurnTimings { stream_wait_us: 1, lane_wait_us: 2, responder_us: 3 },

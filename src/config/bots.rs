@@ -8,11 +8,12 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::expected::{
-    Expected, NAME_ALPHABET, base_url, duration, flag, in_name_alphabet, is_name, name, origin, text, word,
+    Expected, NAME_ALPHABET, base_url, duration, flag, in_name_alphabet, is_name, name, origin, text, whole, word,
 };
 use super::problem::{nearest, quoted};
 use super::reader::{Table, Value};
 use super::secret::{self, Secret};
+use super::sections::TURNS;
 use super::{Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, TelegramBot, Updates, WebBot};
 use crate::message::Channel;
 
@@ -21,7 +22,16 @@ pub(super) const NAME_CHARS_MAX: usize = 64;
 
 /// One part on every channel: Messenger's limit for a text, the smallest.
 /// <https://developers.facebook.com/docs/messenger-platform/reference/send-api>
-const FAILURE_REPLY_CHARS_MAX: usize = 2_000;
+const REPLY_CHARS_MAX: usize = 2_000;
+
+/// Who waits for longer than a minute has gone away.
+const QUIET: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
+
+/// Shares finer than a hundredth do not show.
+const WEIGHT: RangeInclusive<u32> = 1..=100;
+
+const BURSTS: &[(&str, Burst)] =
+    &[("queue", Burst::Queue), ("collect", Burst::Collect), ("interrupt", Burst::Interrupt), ("reject", Burst::Reject)];
 
 /// Bot names on Telegram end at 32 characters: <https://core.telegram.org/bots/features#creating-a-new-bot>.
 const USERNAME_CHARS_MAX: usize = 32;
@@ -85,15 +95,18 @@ pub(super) fn read(table: &Table<'_>, responders: &[&str]) -> BTreeMap<String, B
 fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accounts) -> Option<Bot> {
     let channel = table.required("channel", &word(CHANNELS, &[]));
     let responder = responder(table, responders);
-    let burst = table.optional("burst", &word(&[("queue", Burst::Queue)], &["collect", "interrupt", "reject"]));
-    table.optional("quiet", &no_quiet());
+    let burst = table.value("burst").map_or(Some(Burst::Queue), |burst| burst.read(&word(BURSTS, &[])));
+    let quiet = quiet(table, burst);
+    let reject_reply = reject_reply(table, burst);
+    let weight = table.optional("weight", &whole(WEIGHT));
+    let max_turns = table.optional("max_turns", &whole(TURNS));
     let reply_in_flight = table.optional(
         "reply_in_flight",
         &word(&[("send", ReplyInFlight::Send), ("suppress", ReplyInFlight::Suppress)], &[]),
     );
     let on_uncertain =
         table.optional("on_uncertain", &word(&[("resend", OnUncertain::Resend), ("hold", OnUncertain::Hold)], &[]));
-    let failure_reply = table.optional("failure_reply", &text(FAILURE_REPLY_CHARS_MAX));
+    let failure_reply = table.optional("failure_reply", &text(REPLY_CHARS_MAX));
 
     let typing = match channel {
         Some(Channel::Telegram | Channel::Messenger) => table.optional("typing", &flag()),
@@ -114,6 +127,10 @@ fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accoun
         name: name.to_owned(),
         responder: responder?,
         burst: burst.unwrap_or(Burst::Queue),
+        quiet,
+        reject_reply: reject_reply.unwrap_or_else(|| Bot::DEFAULT_REJECT_REPLY.to_owned()),
+        weight: weight.unwrap_or(Bot::DEFAULT_WEIGHT),
+        max_turns,
         reply_in_flight: reply_in_flight.unwrap_or(ReplyInFlight::Send),
         on_uncertain: on_uncertain.unwrap_or(OnUncertain::Hold),
         failure_reply,
@@ -122,13 +139,27 @@ fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accoun
     })
 }
 
-/// A pause to wait for belongs to `burst = "collect"`.
-fn no_quiet() -> Expected<()> {
-    Expected::text("use \"0s\"", |text| match super::duration::parse(text) {
-        Ok(Duration::ZERO) => Ok(()),
-        Ok(_) => Err(format!("{} is not available in this version", quoted(text))),
-        Err(wrong) => Err(format!("{} {wrong}", quoted(text))),
-    })
+/// A pause to wait for belongs to `burst = "collect"`. The policy is `None` after a problem.
+fn quiet(table: &Table<'_>, burst: Option<Burst>) -> Duration {
+    let quiet = table.optional("quiet", &duration(QUIET, "2s")).unwrap_or(Duration::ZERO);
+    if burst.is_some_and(|burst| burst != Burst::Collect) && !quiet.is_zero() {
+        without_effect(table, "quiet", "collect");
+    }
+    quiet
+}
+
+fn reject_reply(table: &Table<'_>, burst: Option<Burst>) -> Option<String> {
+    let reply = table.optional("reject_reply", &text(REPLY_CHARS_MAX));
+    if burst.is_some_and(|burst| burst != Burst::Reject) && reply.is_some() {
+        without_effect(table, "reject_reply", "reject");
+    }
+    reply
+}
+
+fn without_effect(table: &Table<'_>, key: &'static str, burst: &str) {
+    if let Some(value) = table.value(key) {
+        value.problem(format!("has an effect only with burst = \"{burst}\""), "set that, or remove it");
+    }
 }
 
 fn responder(table: &Table<'_>, responders: &[&str]) -> Option<String> {

@@ -155,7 +155,8 @@ fn responder(table: &Table<'_>, known: &Known<'_>) -> Option<ResponderConfig> {
 }
 
 fn workflow(table: &Table<'_>, known: &[&str]) -> Option<String> {
-    let name = table.optional("workflow", &Expected::text("write the name of a workflow", |text| Ok(text.to_owned())))?;
+    let name =
+        table.optional("workflow", &Expected::text("write the name of a workflow", |text| Ok(text.to_owned())))?;
     if known.contains(&name.as_str()) {
         return Some(name);
     }

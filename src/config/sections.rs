@@ -54,7 +54,7 @@ fn absolute(reading: &Reading<'_>, url: &Secret) -> Secret {
 }
 
 /// Each turn in flight holds its history, some 40 KiB: 100,000 of them are 4 GiB.
-const TURNS: RangeInclusive<usize> = 1..=100_000;
+pub(super) const TURNS: RangeInclusive<usize> = 1..=100_000;
 
 /// The stream consumer's window is 10,000 unacknowledged messages; a longer lane could fill it alone.
 const LANE_BACKLOG: RangeInclusive<usize> = 1..=10_000;

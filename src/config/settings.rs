@@ -187,6 +187,12 @@ pub struct Console {
 pub enum Burst {
     /// Each message is a turn of its own.
     Queue,
+    /// Whatever waits when a turn may start becomes one turn.
+    Collect,
+    /// They end the running turn, and one with all of them begins.
+    Interrupt,
+    /// They are answered with a notice.
+    Reject,
 }
 
 /// What happens to a reply when a person takes the conversation over while it is being made.
@@ -211,6 +217,14 @@ pub struct Bot {
     /// Name of a `[responders.*]` table, or of a responder registered in Rust.
     pub responder: String,
     pub burst: Burst,
+    /// With [`Burst::Collect`]: a turn waits for this long a pause; zero does not wait.
+    pub quiet: Duration,
+    /// With [`Burst::Reject`]: the notice.
+    pub reject_reply: String,
+    /// The bot's share of the turns in flight when bots compete for them: 1 to 100.
+    pub weight: u32,
+    /// The bot's turns in flight in this process; absent, only `worker.max_turns` bounds them.
+    pub max_turns: Option<usize>,
     pub reply_in_flight: ReplyInFlight,
     pub on_uncertain: OnUncertain,
     /// Sent when a turn is dead-lettered; absent: silence.
@@ -228,6 +242,10 @@ pub enum BotChannel {
 }
 
 impl Bot {
+    pub(super) const DEFAULT_REJECT_REPLY: &str =
+        "I am still busy with your last message. Please send this one again when I have answered.";
+    pub(super) const DEFAULT_WEIGHT: u32 = 1;
+
     /// A web bot that everybody on this machine can talk to.
     pub(super) fn development(name: &str, responder: &str) -> Self {
         let web =
@@ -236,6 +254,10 @@ impl Bot {
             name: name.to_owned(),
             responder: responder.to_owned(),
             burst: Burst::Queue,
+            quiet: Duration::ZERO,
+            reject_reply: Self::DEFAULT_REJECT_REPLY.to_owned(),
+            weight: Self::DEFAULT_WEIGHT,
+            max_turns: None,
             reply_in_flight: ReplyInFlight::Send,
             on_uncertain: OnUncertain::Hold,
             failure_reply: None,

@@ -78,7 +78,7 @@ pub(super) fn trace_id(turn: &Turn) -> Option<&str> {
     turn.traceparent.as_deref().and_then(|traceparent| traceparent.split('-').nth(1))
 }
 
-/// A finished turn. `reply` is the first of `replies`; a given-up turn's failure reply, which is not in the history, comes
+/// A finished turn. A merged or superseded message has no reply of its own: `merged_into` and `url` tell where it is. `reply` is the first of `replies`; a given-up turn's failure reply, which is not in the history, comes
 /// from its deliveries.
 pub(super) async fn view(ingress: &Ingress, turn: &Turn) -> Result<Value, Problem> {
     let mut replies: Vec<Value> = turn
@@ -117,6 +117,8 @@ pub(super) async fn view(ingress: &Ingress, turn: &Turn) -> Result<Value, Proble
         "conversation_id": turn.conversation_id,
         "turn_id": turn.id,
         "status": turn.state,
+        "merged_into": turn.merged_into,
+        "url": format!("/v1/turns/{}", turn.merged_into.unwrap_or(turn.id)),
         "reply": replies.first(),
         "replies": replies,
         "trace_id": trace_id(turn),

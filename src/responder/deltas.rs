@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use crate::stream::{Progress, ToolNote, ToolState};
 
@@ -24,23 +24,39 @@ const PIECE_BYTES_MAX: usize = 32 * 1024;
 
 /// Takes the text of a reply while it is being made, for those who watch.
 #[derive(Debug, Clone, Default)]
-pub struct Deltas(Option<Arc<Draft>>);
+pub struct Deltas(Option<Listener>);
+
+#[derive(Debug, Clone)]
+enum Listener {
+    Channel(mpsc::UnboundedSender<String>),
+    Draft(Arc<Draft>),
+}
 
 impl Deltas {
-    pub(crate) const fn to(draft: Arc<Draft>) -> Self {
-        Self(Some(draft))
+    /// Hands each piece of text to a listener, in order.
+    #[must_use]
+    pub const fn to(listener: mpsc::UnboundedSender<String>) -> Self {
+        Self(Some(Listener::Channel(listener)))
+    }
+
+    pub(crate) const fn into_draft(draft: Arc<Draft>) -> Self {
+        Self(Some(Listener::Draft(draft)))
     }
 
     /// The next piece of text. Whether anybody reads it makes no difference.
     pub fn send(&self, text: &str) {
-        if let Some(draft) = self.0.as_ref().filter(|_| !text.is_empty()) {
-            draft.push(text);
+        match &self.0 {
+            None => {}
+            Some(_) if text.is_empty() => {}
+            // A listener who has left does not hear it.
+            Some(Listener::Channel(listener)) => drop(listener.send(text.to_owned())),
+            Some(Listener::Draft(draft)) => draft.push(text),
         }
     }
 
     /// A tool call began or ended. Those who watch see its name and state, never its arguments.
     pub fn tool(&self, name: &str, state: ToolState) {
-        if let Some(draft) = &self.0 {
+        if let Some(Listener::Draft(draft)) = &self.0 {
             draft.note(name, state);
         }
     }
@@ -130,7 +146,7 @@ mod tests {
     #[test]
     fn a_draft_is_shown_once_in_pieces_and_again_when_asked() {
         let draft = Arc::new(Draft::default());
-        let deltas = Deltas::to(Arc::clone(&draft));
+        let deltas = Deltas::into_draft(Arc::clone(&draft));
         let begun = draft.next_piece(RUN).map(|piece| (piece.at, piece.text, piece.tools_before));
         assert_eq!(begun, Some((0, String::new(), 0)), "that there is a run is said first");
         assert_eq!(draft.next_piece(RUN), None);
@@ -155,7 +171,7 @@ mod tests {
     #[test]
     fn a_draft_has_a_bound() {
         let draft = Arc::new(Draft::default());
-        let deltas = Deltas::to(Arc::clone(&draft));
+        let deltas = Deltas::into_draft(Arc::clone(&draft));
         for _ in 0..3 {
             deltas.send(&"€".repeat(DRAFT_BYTES_MAX / 6));
         }

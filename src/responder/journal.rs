@@ -5,6 +5,7 @@
 //! announces happens; nothing is written under an ownership that has passed, and a turn that hears so stops.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ struct Inner {
     /// `None` until the first step asks for it: most turns that begin have no journal to read.
     entries: Mutex<Option<Vec<JournalEntry>>>,
     fault: OnceLock<Fault>,
+    /// Whether a step was begun that may change something outside.
+    has_effects: AtomicBool,
 }
 
 /// Why a journal let its turn down. The turn is not to blame.
@@ -64,7 +67,13 @@ impl Journal {
     }
 
     fn new(turn_id: Uuid, backing: Option<(Store, Ownership)>) -> Self {
-        let inner = Inner { turn_id, backing, entries: Mutex::new(None), fault: OnceLock::new() };
+        let inner = Inner {
+            turn_id,
+            backing,
+            entries: Mutex::new(None),
+            fault: OnceLock::new(),
+            has_effects: AtomicBool::new(false),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -75,6 +84,16 @@ impl Journal {
     /// The database behind it, for what built-in responders look up.
     pub(crate) fn store(&self) -> Option<&Store> {
         self.inner.backing.as_ref().map(|(store, _)| store)
+    }
+
+    /// Whether, as far as this attempt knows, a step was begun that may change something outside.
+    pub(crate) fn has_effects(&self) -> bool {
+        self.inner.has_effects.load(Ordering::Relaxed)
+    }
+
+    /// Whose journal it is: the turn of the first of its messages, which stays when others join them.
+    pub(crate) fn turn_id(&self) -> Uuid {
+        self.inner.turn_id
     }
 
     /// Every step so far, in the order in which they were begun; none when no step was ever asked for.
@@ -96,6 +115,7 @@ impl Journal {
         request_hash: &str,
         request: Option<Value>,
     ) -> Result<(), TurnError> {
+        self.inner.has_effects.store(true, Ordering::Relaxed);
         let entry = JournalEntry {
             step: step.to_owned(),
             ordinal: 0,
@@ -162,6 +182,9 @@ impl Journal {
                 store.journal(self.inner.turn_id).await.map_err(|error| self.refused(&error))?
             }
         };
+        if read.iter().any(|entry| entry.kind != StepKind::Model) {
+            self.inner.has_effects.store(true, Ordering::Relaxed);
+        }
         Ok(entries.insert(read))
     }
 
@@ -215,7 +238,7 @@ impl TurnContext {
     /// request they have seen.
     #[must_use]
     pub fn idempotency_key(&self, step: &str) -> String {
-        format!("{}:{step}", self.turn_id)
+        format!("{}:{step}", self.journal.turn_id())
     }
 }
 

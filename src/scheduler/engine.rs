@@ -15,15 +15,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::time::DelayQueue;
 
+use super::bursts::Label;
 use super::feeder::Feeder;
-use super::lanes::{Admission, LaneKey, Lanes, Slot, Start};
+use super::lanes::{Admission, LaneKey, Lanes, Slot, Start, Step, Track};
 use super::parking::{self, Refilled};
 use super::partitions::{Leaving, Partition, Partitions};
 use super::progress::Arrival;
 use super::{Limits, SchedulerError, Task, Verdict, Work, attempt};
 use crate::cluster::{Assignment, Notice, Owned};
 use crate::message::Timestamp;
-use crate::store::{Ownership, Store};
+use crate::store::{Ownership, Receipt as _, Store};
 use crate::stream::{Delivery, StreamHandle, StreamMessage};
 use crate::telemetry::chain;
 
@@ -49,13 +50,11 @@ pub(super) enum Event<R> {
     Delivered {
         partition: u16,
         epoch: i64,
-        batch: Vec<(Delivery, Option<R>)>,
+        batch: Vec<Arrived<R>>,
     },
     Finished {
-        key: LaneKey,
-        slot: Slot,
+        ended: Ended,
         verdict: Verdict<R>,
-        traceparent: Arc<OnceLock<String>>,
     },
     Refilled {
         partition: u16,
@@ -72,6 +71,23 @@ pub(super) enum Event<R> {
     Broken(SchedulerError),
 }
 
+/// A message as it comes from the feeder.
+pub(super) struct Arrived<R> {
+    pub(super) delivery: Delivery,
+    /// Of one whose work is already durable.
+    pub(super) receipt: Option<R>,
+    pub(super) label: Label,
+}
+
+/// A task that has ended.
+pub(super) struct Ended {
+    key: LaneKey,
+    track: Track,
+    partition: u16,
+    messages: Vec<Arc<StreamMessage>>,
+    traceparent: Arc<OnceLock<String>>,
+}
+
 /// A message that is waiting or running here.
 struct Held {
     message: Arc<StreamMessage>,
@@ -79,6 +95,12 @@ struct Held {
     delivery: Option<Delivery>,
     lane_position: usize,
     last_sign_of_life: Instant,
+}
+
+impl Ended {
+    fn last_sequence(&self) -> u64 {
+        self.messages.last().map_or(0, |message| message.sequence)
+    }
 }
 
 impl Held {
@@ -100,9 +122,12 @@ pub(super) struct Engine<W: Work> {
     queued: HashMap<u16, Owned>,
     lanes: Lanes,
     held: HashMap<Slot, Held>,
-    pauses: DelayQueue<LaneKey>,
-    /// Lanes whose first message has failed at least once.
-    backoffs: HashMap<LaneKey, ExponentialBackoff>,
+    /// Lanes that are resumed some time.
+    pauses: DelayQueue<(LaneKey, Track)>,
+    /// Lanes whose task has failed at least once.
+    backoffs: HashMap<(LaneKey, Track), ExponentialBackoff>,
+    /// What asks the running turns to end for a newer message.
+    interruptions: HashMap<LaneKey, CancellationToken>,
     saving: bool,
     tasks: TaskTracker,
 }
@@ -121,7 +146,7 @@ impl<W: Work> Engine<W> {
             work,
             handle,
             store,
-            lanes: Lanes::new(limits.max_running, limits.lane_backlog),
+            lanes: Lanes::new(limits.max_running, limits.lane_backlog, limits.rules.clone()),
             limits,
             notices,
             halt,
@@ -131,6 +156,7 @@ impl<W: Work> Engine<W> {
             held: HashMap::new(),
             pauses: DelayQueue::new(),
             backoffs: HashMap::new(),
+            interruptions: HashMap::new(),
             saving: false,
             tasks: TaskTracker::new(),
         };
@@ -157,7 +183,10 @@ impl<W: Work> Engine<W> {
                     Some(assignment) => self.assign(assignment),
                     None => assigning = false,
                 },
-                Some(due) = self.pauses.next() => self.lanes.resume(&due.into_inner()),
+                Some(due) = self.pauses.next() => {
+                    let (key, track) = due.into_inner();
+                    self.lanes.resume(&key, track);
+                }
                 _ = checkpoints.tick() => self.save_checkpoints(),
                 _ = heartbeats.tick() => self.heartbeats(),
                 () = halt.cancelled() => break Ok(()),
@@ -171,7 +200,7 @@ impl<W: Work> Engine<W> {
     fn handle(&mut self, event: Event<W::Receipt>) -> Result<(), SchedulerError> {
         match event {
             Event::Delivered { partition, epoch, batch } => self.deliver_all(partition, epoch, batch),
-            Event::Finished { key, slot, verdict, traceparent } => self.finish(&key, slot, verdict, traceparent),
+            Event::Finished { ended, verdict } => self.finish(&ended, verdict),
             Event::Refilled { partition, epoch, key, refilled } => self.refilled(partition, epoch, &key, refilled),
             Event::CheckpointsSaved(checkpoints) => {
                 self.saving = false;
@@ -218,7 +247,7 @@ impl<W: Work> Engine<W> {
             events: self.events.clone(),
         };
         let feeding = partition.feeding.clone();
-        self.tasks.spawn(async move { feeding.run_until_cancelled(feeder.run()).await });
+        self.tasks.spawn(async move { feeding.run_until_cancelled(Box::pin(feeder.run())).await });
         self.partitions.insert(number, partition);
     }
 
@@ -243,7 +272,9 @@ impl<W: Work> Engine<W> {
             partition.leaving = Some(leaving);
         }
         for key in self.lanes.drop_partition(number) {
-            self.backoffs.remove(&key);
+            for track in [Track::Turn, Track::Refusal] {
+                self.backoffs.remove(&(Arc::clone(&key), track));
+            }
         }
         self.conclude(number);
     }
@@ -274,16 +305,18 @@ impl<W: Work> Engine<W> {
 
 /// Messages come and go.
 impl<W: Work> Engine<W> {
-    fn deliver_all(&mut self, partition: u16, epoch: i64, batch: Vec<(Delivery, Option<W::Receipt>)>) {
-        for (delivery, receipt) in batch {
-            self.deliver(partition, epoch, delivery, receipt);
+    fn deliver_all(&mut self, partition: u16, epoch: i64, batch: Vec<Arrived<W::Receipt>>) {
+        let now = Instant::now();
+        for arrived in batch {
+            self.deliver(partition, epoch, arrived, now);
         }
         if let Some(partition) = self.partitions.get(partition) {
             partition.publish();
         }
     }
 
-    fn deliver(&mut self, number: u16, epoch: i64, delivery: Delivery, receipt: Option<W::Receipt>) {
+    fn deliver(&mut self, number: u16, epoch: i64, arrived: Arrived<W::Receipt>, now: Instant) {
+        let Arrived { delivery, receipt, label } = arrived;
         let Some(partition) = self.partitions.current(number, epoch) else { return };
         let message = Arc::clone(delivery.message());
         let slot = Slot { partition: number, sequence: message.sequence };
@@ -292,8 +325,11 @@ impl<W: Work> Engine<W> {
                 partition.progress.finish(slot.sequence);
                 self.acknowledge(delivery, receipt, Arc::default());
             }
-            (Arrival::Fresh, None) => match self.lanes.admit(&message.lane, slot) {
-                Admission::Waiting { before } => {
+            (Arrival::Fresh, None) => match self.lanes.admit(&message.lane, slot, label, now) {
+                Admission::Waiting { before, interrupts } => {
+                    if interrupts && let Some(interruption) = self.interruptions.get(&message.lane) {
+                        interruption.cancel();
+                    }
                     self.held.insert(slot, Held::new(message, Some(delivery), before));
                 }
                 Admission::Parked { opens } => {
@@ -320,78 +356,122 @@ impl<W: Work> Engine<W> {
     }
 
     fn start_ready(&mut self) {
-        while let Some(Start { key, slot, attempt: number }) = self.lanes.start() {
-            let (Some(held), Some(partition)) = (self.held.get(&slot), self.partitions.get_mut(slot.partition)) else {
-                debug_assert!(false, "a lane holds only messages that are held");
-                continue;
-            };
-            partition.running += 1;
-            let task = Task {
-                message: Arc::clone(&held.message),
-                ownership: partition.shared.ownership,
-                attempt: number,
-                started_at: Timestamp::now(),
-                lane_position: held.lane_position,
-                cancellation: partition.cancellation.child_token(),
-                traceparent: Arc::default(),
-            };
-            let (work, events, max_attempts) = (Arc::clone(&self.work), self.events.clone(), self.limits.max_attempts);
-            self.tasks.spawn(async move {
-                let verdict = Box::pin(attempt(work.as_ref(), &task, max_attempts)).await;
-                // The loop is gone only when the process is stopping; the message comes again then.
-                let traceparent = task.traceparent;
-                let _ = events.send(Event::Finished { key, slot, verdict, traceparent }).await;
-            });
+        while let Some(step) = self.lanes.start(Instant::now()) {
+            match step {
+                Step::Run(start) => self.start(start),
+                Step::Wait { key, until } => drop(self.pauses.insert_at((key, Track::Turn), until)),
+            }
         }
     }
 
-    fn finish(&mut self, key: &LaneKey, slot: Slot, verdict: Verdict<W::Receipt>, traceparent: Arc<OnceLock<String>>) {
-        let Some(partition) = self.partitions.get_mut(slot.partition) else { return };
+    fn start(&mut self, start: Start) {
+        let Start { key, track, partition: number, sequences, attempt: attempts } = start;
+        let slots = sequences.into_iter().map(|sequence| Slot { partition: number, sequence });
+        let held: Vec<_> = slots.filter_map(|slot| self.held.get(&slot)).collect();
+        let (Some(last), Some(partition)) = (held.last(), self.partitions.get_mut(number)) else {
+            debug_assert!(false, "a lane holds only messages that are held");
+            return;
+        };
+        partition.running += 1;
+        let task = Task {
+            messages: held.iter().map(|held| Arc::clone(&held.message)).collect(),
+            is_refusal: track == Track::Refusal,
+            ownership: partition.shared.ownership,
+            attempt: attempts,
+            started_at: Timestamp::now(),
+            lane_position: last.lane_position,
+            cancellation: partition.cancellation.child_token(),
+            interruption: CancellationToken::new(),
+            traceparent: Arc::default(),
+        };
+        if track == Track::Turn {
+            self.interruptions.insert(Arc::clone(&key), task.interruption.clone());
+        }
+        let (work, events, max_attempts) = (Arc::clone(&self.work), self.events.clone(), self.limits.max_attempts);
+        self.tasks.spawn(async move {
+            let verdict = Box::pin(attempt(work.as_ref(), &task, max_attempts)).await;
+            let Task { messages, traceparent, .. } = task;
+            let ended = Ended { key, track, partition: number, messages, traceparent };
+            // The loop is gone only when the process is stopping; the messages come again then.
+            let _ = events.send(Event::Finished { ended, verdict }).await;
+        });
+    }
+
+    fn finish(&mut self, ended: &Ended, verdict: Verdict<W::Receipt>) {
+        let (key, track) = (&ended.key, ended.track);
+        let Some(partition) = self.partitions.get_mut(ended.partition) else { return };
         partition.running -= 1;
+        if track == Track::Turn {
+            self.interruptions.remove(key);
+        }
         let leaving = partition.leaving.is_some();
         match verdict {
-            Verdict::Done(receipt) => {
-                partition.progress.finish(slot.sequence);
-                partition.publish();
-                self.lanes.done(key);
-                self.backoffs.remove(key);
-                if let Some(delivery) = self.held.remove(&slot).and_then(|held| held.delivery) {
-                    self.acknowledge(delivery, receipt, traceparent);
-                }
-                self.refill(key);
-            }
-            // Its lane ends with it: the message is the next owner's.
-            _ if leaving => self.lanes.done(key),
+            Verdict::Done(receipts) => self.settle(ended, &receipts, leaving),
+            // Its lane ends with it: the messages are the next owner's.
+            _ if leaving => self.lanes.abandon(key, track),
             Verdict::Failed { failure, after } => {
-                let pause = self.next_pause(key).max(after.unwrap_or_default());
+                let pause = self.next_pause(ended).max(after.unwrap_or_default());
                 tracing::warn!(
                     work = W::NAME,
-                    sequence = slot.sequence,
+                    sequence = ended.last_sequence(),
                     reason = failure.reason,
                     error = failure.error,
                     pause_ms = pause.as_millis(),
                     "attempt failed, will be tried again"
                 );
-                self.pause(key, true, pause);
+                self.pause(ended, true, pause);
             }
             Verdict::Wait { cause, after } => {
-                let pause = after.unwrap_or_else(|| self.next_pause(key));
+                let pause = after.unwrap_or_else(|| self.next_pause(ended));
                 tracing::warn!(
                     work = W::NAME,
-                    sequence = slot.sequence,
+                    sequence = ended.last_sequence(),
                     cause,
                     pause_ms = pause.as_millis(),
                     "waiting"
                 );
-                self.pause(key, false, pause);
+                self.pause(ended, false, pause);
             }
+            Verdict::Interrupted if track == Track::Turn => self.lanes.interrupted(key),
+            Verdict::Admitted if track == Track::Refusal => self.lanes.readmit(key),
             Verdict::Fenced => {
-                self.pause(key, false, Duration::ZERO);
-                self.lose(slot.partition);
+                self.pause(ended, false, Duration::ZERO);
+                self.lose(ended.partition);
             }
-            Verdict::Hopeless(_) | Verdict::Stopped => self.pause(key, false, Duration::ZERO),
+            Verdict::Interrupted | Verdict::Admitted | Verdict::Hopeless(_) | Verdict::Stopped => {
+                self.pause(ended, false, Duration::ZERO);
+            }
         }
-        self.conclude(slot.partition);
+        self.conclude(ended.partition);
+    }
+
+    /// Acknowledges each message against the receipt that covers it; those that none covers wait for another task.
+    fn settle(&mut self, ended: &Ended, receipts: &[W::Receipt], leaving: bool) {
+        let (key, track) = (&ended.key, ended.track);
+        let mut done = Vec::with_capacity(ended.messages.len());
+        for message in &ended.messages {
+            let Some(receipt) = receipts.iter().find(|receipt| receipt.covers(&message.message_id)) else { continue };
+            done.push(message.sequence);
+            let slot = Slot { partition: ended.partition, sequence: message.sequence };
+            if let Some(delivery) = self.held.remove(&slot).and_then(|held| held.delivery) {
+                self.acknowledge(delivery, receipt.clone(), Arc::clone(&ended.traceparent));
+            }
+        }
+        if let Some(partition) = self.partitions.get_mut(ended.partition) {
+            done.iter().for_each(|sequence| partition.progress.finish(*sequence));
+            partition.publish();
+        }
+        if leaving {
+            self.lanes.abandon(key, track);
+        } else if done.is_empty() {
+            debug_assert!(false, "work that is done has a receipt");
+            let pause = self.next_pause(ended);
+            self.pause(ended, false, pause);
+        } else {
+            self.lanes.done(key, track, &done);
+            self.backoffs.remove(&(Arc::clone(key), track));
+            self.refill(key);
+        }
     }
 
     /// Has parked messages of the lane read, if there are any and there is room.
@@ -399,9 +479,10 @@ impl<W: Work> Engine<W> {
         let Some(refill) = self.lanes.refill(key) else { return };
         let Some(partition) = self.partitions.get(refill.partition) else { return };
         let (handle, events, epoch) = (self.handle.clone(), self.events.clone(), partition.epoch());
-        let feeding = partition.feeding.clone();
+        let (feeding, work) = (partition.feeding.clone(), Arc::clone(&self.work));
         self.tasks.spawn(async move {
-            if let Some(refilled) = feeding.run_until_cancelled(parking::read(&handle, &refill)).await {
+            let read = parking::read(&handle, &refill, |message| work.label(message));
+            if let Some(refilled) = feeding.run_until_cancelled(read).await {
                 let event = Event::Refilled { partition: refill.partition, epoch, key: refill.key, refilled };
                 let _ = events.send(event).await;
             }
@@ -410,13 +491,14 @@ impl<W: Work> Engine<W> {
 
     fn refilled(&mut self, number: u16, epoch: i64, key: &LaneKey, refilled: Refilled) {
         let Some(partition) = self.partitions.current(number, epoch) else { return };
-        let sequences: Vec<u64> = refilled.messages.iter().map(|message| message.sequence).collect();
-        for message in refilled.messages {
+        let mut read = Vec::with_capacity(refilled.messages.len());
+        for (message, label) in refilled.messages {
             partition.progress.reopen(message.sequence);
+            read.push((message.sequence, label));
             let slot = Slot { partition: number, sequence: message.sequence };
             self.held.insert(slot, Held::new(Arc::new(message), None, self.limits.lane_backlog));
         }
-        if let Some(moved) = self.lanes.refilled(key, &sequences, refilled.next) {
+        if let Some(moved) = self.lanes.refilled(key, read, refilled.next, Instant::now()) {
             partition.progress.let_go(moved.from);
             if let Some(to) = moved.to {
                 partition.progress.hold(to);
@@ -426,15 +508,15 @@ impl<W: Work> Engine<W> {
         self.refill(key);
     }
 
-    fn next_pause(&mut self, key: &LaneKey) -> Duration {
+    fn next_pause(&mut self, ended: &Ended) -> Duration {
         let fresh = &self.limits.retry;
-        let backoff = self.backoffs.entry(Arc::clone(key)).or_insert_with(|| fresh.clone());
+        let backoff = self.backoffs.entry((Arc::clone(&ended.key), ended.track)).or_insert_with(|| fresh.clone());
         backoff.next_backoff().unwrap_or(fresh.max_interval)
     }
 
-    fn pause(&mut self, key: &LaneKey, counts: bool, pause: Duration) {
-        self.lanes.failed(key, counts);
-        self.pauses.insert(Arc::clone(key), pause.min(MAX_PAUSE));
+    fn pause(&mut self, ended: &Ended, counts: bool, pause: Duration) {
+        self.lanes.failed(&ended.key, ended.track, counts);
+        self.pauses.insert((Arc::clone(&ended.key), ended.track), pause.min(MAX_PAUSE));
     }
 
     // Acknowledgements are not awaited: the connection may be away, and the loop must go on.

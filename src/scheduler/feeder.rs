@@ -7,7 +7,7 @@ use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use tokio::sync::mpsc;
 
-use super::engine::Event;
+use super::engine::{Arrived, Event};
 use super::partitions::Shared;
 use super::{SchedulerError, Work};
 use crate::store::{Receipt as _, Store};
@@ -95,7 +95,9 @@ impl<W: Work> Feeder<W> {
             .into_iter()
             .map(|delivery| {
                 let found = receipts.iter().position(|receipt| receipt.covers(&delivery.message().message_id));
-                (delivery, found.map(|index| receipts.swap_remove(index)))
+                let receipt = found.map(|index| receipts.swap_remove(index));
+                let label = self.work.label(delivery.message());
+                Arrived { delivery, receipt, label }
             })
             .collect();
         let (partition, epoch) = (self.partition.ownership.partition, self.partition.ownership.epoch);

@@ -1,12 +1,21 @@
-//! Which message may run next: one lane per conversation, one running message per lane, lanes side by side up to a bound,
-//! and of each lane no more than a bounded part in memory: the rest is parked, which means left in the stream.
+//! Which messages may run next: one lane per conversation, one running turn per lane, lanes side by side up to a bound that
+//! the bots share, and of each lane no more than a bounded part in memory: the rest is parked, which means left in the
+//! stream.
 //!
-//! Pure: no clock, no I/O, no knowledge of what running means. Invariants, kept by the property tests below: never two
-//! running messages of one lane, never one before an earlier one of its lane is done, no lane forgotten while it has
-//! messages, no more than the backlog of a lane in memory, no memory for a lane without any messages.
+//! A lane works on two tracks: turns, and refusals of what its policy turns away while a turn is to be made. Pure: no clock,
+//! no I/O, no knowledge of what running means. Invariants, kept by the property tests below: never two running tasks of one
+//! track of a lane, no turn before an earlier one of its lane is done, every message in exactly one task at its end, no lane
+//! forgotten while it has messages, no more than the backlog of a lane in memory, no memory for a lane without any
+//! messages, and no bot's lanes wait while a bot with more turns for its weight starts another.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::bursts::{self, INTERRUPTIONS_MAX, Label, Next, Rules, Waiting};
+use super::shares::{BotIndex, Shares};
+use crate::config::Burst;
 
 /// The name of a lane: the conversation's subject tokens.
 pub type LaneKey = Arc<str>;
@@ -21,19 +30,42 @@ pub struct Slot {
 /// Where an admitted message went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// Into memory, behind so many others of its lane.
-    Waiting { before: usize },
+    /// Into memory, behind so many others of its lane. `interrupts` when the running turn shall end for it.
+    Waiting { before: usize, interrupts: bool },
     /// Left in the stream. `opens` when it is the first one: from then on the lane's place in the stream must be held.
     Parked { opens: bool },
 }
 
-/// A message that may run now.
+/// What a task is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Track {
+    /// A turn of its messages.
+    Turn,
+    /// Telling that the message is not taken.
+    Refusal,
+}
+
+/// Messages that may run now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Start {
     pub key: LaneKey,
-    pub slot: Slot,
+    pub track: Track,
+    pub partition: u16,
+    /// In order; one or more.
+    pub sequences: Vec<u64>,
     /// Counts from 1; attempts that did not count (see [`Lanes::failed`]) keep the number.
     pub attempt: u32,
+}
+
+/// What there is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    Run(Start),
+    /// The lane waits for more messages: [`Lanes::resume`] at this moment, on the track of turns.
+    Wait {
+        key: LaneKey,
+        until: Instant,
+    },
 }
 
 /// Parked messages to be read again: those of the lane from `from` to `until`, at most `count`, in order.
@@ -55,14 +87,28 @@ pub struct Moved {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// In the ready queue.
+    /// Has nothing to do: no messages, or only parked ones.
+    Idle,
+    /// In a ready queue.
     Ready,
-    /// Its first message is running.
+    /// Waits for messages that may still come, until [`Lanes::resume`].
+    Gathering,
     Running,
-    /// Its first message failed and waits for [`Lanes::resume`].
+    /// Failed, and waits for [`Lanes::resume`].
     Paused,
-    /// Everything it has is parked.
-    Starved,
+}
+
+/// How far a lane is on one track.
+#[derive(Debug, Clone, Copy)]
+struct Progress {
+    state: State,
+    attempt: u32,
+}
+
+impl Progress {
+    const fn idle() -> Self {
+        Self { state: State::Idle, attempt: 1 }
+    }
 }
 
 /// The part of a lane that is left in the stream.
@@ -78,58 +124,164 @@ struct Parked {
 #[derive(Debug)]
 struct Lane {
     partition: u16,
-    /// Sequences, ascending; all before those parked.
-    waiting: VecDeque<u64>,
+    bot: BotIndex,
+    /// All before those parked.
+    waiting: VecDeque<Waiting>,
+    turn: Progress,
+    /// How many of those waiting, the first ones, the turn consists of that runs or has failed.
+    extent: usize,
+    /// The running turn has been asked to end for a newer message.
+    is_asked: bool,
+    /// How often the turn ended because it was asked to.
+    interruptions: u32,
+    /// Turned away and not told yet, ascending.
+    refused: VecDeque<Waiting>,
+    refusal: Progress,
     parked: Option<Parked>,
-    state: State,
-    attempt: u32,
+}
+
+impl Lane {
+    const fn new(partition: u16, bot: BotIndex) -> Self {
+        Self {
+            partition,
+            bot,
+            waiting: VecDeque::new(),
+            turn: Progress::idle(),
+            extent: 0,
+            is_asked: false,
+            interruptions: 0,
+            refused: VecDeque::new(),
+            refusal: Progress::idle(),
+            parked: None,
+        }
+    }
+
+    fn in_memory(&self) -> usize {
+        self.waiting.len() + self.refused.len()
+    }
+
+    fn is_running(&self, track: Track) -> bool {
+        self.track(track).state == State::Running
+    }
+
+    const fn track(&self, track: Track) -> &Progress {
+        match track {
+            Track::Turn => &self.turn,
+            Track::Refusal => &self.refusal,
+        }
+    }
+
+    const fn track_mut(&mut self, track: Track) -> &mut Progress {
+        match track {
+            Track::Turn => &mut self.turn,
+            Track::Refusal => &mut self.refusal,
+        }
+    }
+
+    /// Takes a message into memory; whether it interrupts the running turn.
+    fn take(&mut self, rules: &Rules, message: Waiting) -> bool {
+        if self.refuses(rules, &message) {
+            self.refused.push_back(message);
+            return false;
+        }
+        let is_said = matches!(message.label, Label::Said { .. });
+        self.waiting.push_back(message);
+        let interrupts = rules.burst == Burst::Interrupt
+            && is_said
+            && self.turn.state == State::Running
+            && self.turn.attempt == 1
+            && !self.is_asked
+            && self.interruptions < INTERRUPTIONS_MAX
+            && bursts::extent(rules, &self.waiting) == self.waiting.len();
+        self.is_asked |= interrupts;
+        interrupts
+    }
+
+    /// Whether the message is turned away: one before it is not answered yet. What is being turned away keeps its order, so
+    /// nothing is taken before it has been.
+    fn refuses(&self, rules: &Rules, message: &Waiting) -> bool {
+        let asks = |label: &Label| matches!(label, Label::Said { .. } | Label::Pressed);
+        if rules.burst != Burst::Reject || !asks(&message.label) {
+            return false;
+        }
+        let has_begun = matches!(self.turn.state, State::Running | State::Paused) || self.turn.attempt > 1;
+        let joins = !has_begun
+            && self.refused.is_empty()
+            && self.waiting.iter().rev().find(|waiting| waiting.label != Label::Aside).is_some_and(|last| {
+                matches!((&last.label, &message.label),
+                    (Label::Said { album: Some(last) }, Label::Said { album: Some(album) }) if last == album)
+            });
+        !joins && (!self.refused.is_empty() || self.waiting.iter().any(|waiting| asks(&waiting.label)))
+    }
+
+    /// Removes the messages that are done from those of the ended task.
+    fn remove(&mut self, track: Track, is_done: impl Fn(u64) -> bool) {
+        match track {
+            Track::Turn => {
+                let ended: Vec<_> = self.waiting.drain(..self.extent.min(self.waiting.len())).collect();
+                for message in ended.into_iter().rev().filter(|message| !is_done(message.sequence)) {
+                    self.waiting.push_front(message);
+                }
+                (self.extent, self.is_asked, self.interruptions) = (0, false, 0);
+            }
+            Track::Refusal => {
+                if self.refused.front().is_some_and(|message| is_done(message.sequence)) {
+                    self.refused.pop_front();
+                }
+            }
+        }
+        *self.track_mut(track) = Progress::idle();
+    }
 }
 
 /// All lanes of a process.
 #[derive(Debug)]
 pub struct Lanes {
     lanes: HashMap<LaneKey, Lane>,
-    /// Lanes in the order in which they may start: a lane that finished a message goes to the end, so that a long one does
-    /// not hold up the others.
-    ready: VecDeque<LaneKey>,
+    shares: Shares,
+    /// Lanes that may refuse their next message.
+    refusals: VecDeque<LaneKey>,
     running: usize,
+    refusing: usize,
     max_running: usize,
     backlog: usize,
 }
 
 impl Lanes {
-    /// `max_running` messages at once, `backlog` of each lane in memory.
+    /// `max_running` turns at once, and as many refusals; `backlog` messages of each lane in memory. `rules` by the lanes'
+    /// names without their last token; the default for others.
     #[must_use]
-    pub fn new(max_running: usize, backlog: usize) -> Self {
-        Self { lanes: HashMap::new(), ready: VecDeque::new(), running: 0, max_running, backlog: backlog.max(1) }
+    pub fn new(max_running: usize, backlog: usize, rules: HashMap<String, Rules>) -> Self {
+        Self {
+            lanes: HashMap::new(),
+            shares: Shares::new(rules),
+            refusals: VecDeque::new(),
+            running: 0,
+            refusing: 0,
+            max_running,
+            backlog: backlog.max(1),
+        }
     }
 
     /// Puts a message at the end of its lane. Messages of a lane are admitted in ascending sequence, each once: the caller's
     /// [`super::progress::Progress`] sees to it.
-    pub fn admit(&mut self, key: &LaneKey, slot: Slot) -> Admission {
-        let Some(lane) = self.lanes.get_mut(key) else {
-            let waiting = VecDeque::from([slot.sequence]);
-            let lane = Lane { partition: slot.partition, waiting, parked: None, state: State::Ready, attempt: 1 };
-            self.lanes.insert(Arc::clone(key), lane);
-            self.ready.push_back(Arc::clone(key));
-            return Admission::Waiting { before: 0 };
-        };
-        debug_assert!(lane.waiting.back().is_none_or(|last| *last < slot.sequence), "admitted in order");
-        match &mut lane.parked {
-            Some(parked) => {
-                debug_assert!(parked.until < slot.sequence, "parked in order");
-                parked.until = slot.sequence;
-                Admission::Parked { opens: false }
-            }
-            None if lane.waiting.len() >= self.backlog => {
-                lane.parked = Some(Parked { from: slot.sequence, until: slot.sequence, reading: false });
-                Admission::Parked { opens: true }
-            }
-            None => {
-                lane.waiting.push_back(slot.sequence);
-                Admission::Waiting { before: lane.waiting.len() - 1 }
-            }
+    pub fn admit(&mut self, key: &LaneKey, slot: Slot, label: Label, now: Instant) -> Admission {
+        let new = || Lane::new(slot.partition, self.shares.bot_of(key));
+        let lane = self.lanes.entry(Arc::clone(key)).or_insert_with(new);
+        let before = lane.in_memory();
+        if let Some(parked) = &mut lane.parked {
+            debug_assert!(parked.until < slot.sequence, "parked in order");
+            parked.until = slot.sequence;
+            return Admission::Parked { opens: false };
         }
+        if before >= self.backlog {
+            lane.parked = Some(Parked { from: slot.sequence, until: slot.sequence, reading: false });
+            return Admission::Parked { opens: true };
+        }
+        let rules = self.shares.rules(lane.bot);
+        let interrupts = lane.take(&rules, Waiting { sequence: slot.sequence, label, since: now });
+        self.wake(key);
+        Admission::Waiting { before, interrupts }
     }
 
     /// Whether the message is among those parked.
@@ -139,60 +291,122 @@ impl Lanes {
         parked.is_some_and(|parked| (parked.from..=parked.until).contains(&sequence))
     }
 
-    /// The next message that may run, now counted as running; `None` when no lane is ready or the bound is reached.
-    pub fn start(&mut self) -> Option<Start> {
+    /// What there is to do next; a start counts as running from now on. `None` when no lane is ready or the bound is reached.
+    pub fn start(&mut self, now: Instant) -> Option<Step> {
+        if let Some(start) = self.start_refusal() {
+            return Some(Step::Run(start));
+        }
         while self.running < self.max_running {
-            let key = self.ready.pop_front()?;
-            let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.state == State::Ready) else { continue };
-            let Some(&sequence) = lane.waiting.front() else { continue };
-            lane.state = State::Running;
-            self.running += 1;
-            let slot = Slot { partition: lane.partition, sequence };
-            return Some(Start { key, slot, attempt: lane.attempt });
+            let key = self.shares.next()?;
+            let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.turn.state == State::Ready) else { continue };
+            // Once an attempt has failed, the turn keeps its messages: all of them are tried equally often.
+            let next = if lane.turn.attempt > 1 {
+                Next::Start(lane.extent)
+            } else {
+                bursts::next(&self.shares.rules(lane.bot), &lane.waiting, lane.parked.is_some(), now)
+            };
+            match next {
+                Next::Wait(until) => {
+                    lane.turn.state = State::Gathering;
+                    return Some(Step::Wait { key, until });
+                }
+                Next::Start(extent) => {
+                    lane.turn.state = State::Running;
+                    lane.extent = extent;
+                    let sequences = lane.waiting.iter().take(extent).map(|message| message.sequence).collect();
+                    let (partition, attempt, bot) = (lane.partition, lane.turn.attempt, lane.bot);
+                    self.running += 1;
+                    self.shares.started(bot);
+                    return Some(Step::Run(Start { key, track: Track::Turn, partition, sequences, attempt }));
+                }
+            }
         }
         None
     }
 
-    /// The running message of the lane is done for good; the lane goes on with the next one, waits for a refill, or ceases
-    /// to exist.
-    pub fn done(&mut self, key: &LaneKey) {
-        let Some(lane) = self.lanes.get_mut(key).filter(|lane| lane.state == State::Running) else { return };
-        self.running -= 1;
-        lane.waiting.pop_front();
-        lane.attempt = 1;
-        if !lane.waiting.is_empty() {
-            lane.state = State::Ready;
-            self.ready.push_back(Arc::clone(key));
-        } else if lane.parked.is_some() {
-            lane.state = State::Starved;
-        } else {
-            self.lanes.remove(key);
+    /// Refusals do not wait for turns: each is a row and a notice.
+    fn start_refusal(&mut self) -> Option<Start> {
+        while self.refusing < self.max_running {
+            let key = self.refusals.pop_front()?;
+            let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.refusal.state == State::Ready) else {
+                continue;
+            };
+            let Some(first) = lane.refused.front() else { continue };
+            lane.refusal.state = State::Running;
+            self.refusing += 1;
+            let (partition, sequences, attempt) = (lane.partition, vec![first.sequence], lane.refusal.attempt);
+            return Some(Start { key, track: Track::Refusal, partition, sequences, attempt });
+        }
+        None
+    }
+
+    /// These messages of the lane's running task are done for good; those that are not wait for another one. The lane goes
+    /// on, waits for a refill, or ceases to exist.
+    pub fn done(&mut self, key: &LaneKey, track: Track, done: &[u64]) {
+        if let Some(lane) = self.end(key, track) {
+            lane.remove(track, |sequence| done.contains(&sequence));
+            self.wake(key);
         }
     }
 
-    /// The running message failed and shall run again after [`Lanes::resume`]; everything behind it waits. An attempt that
-    /// failed for reasons outside the message (the database was away) does not count.
-    pub fn failed(&mut self, key: &LaneKey, counts: bool) {
-        if let Some(lane) = self.lanes.get_mut(key).filter(|lane| lane.state == State::Running) {
-            self.running -= 1;
-            lane.state = State::Paused;
-            lane.attempt += u32::from(counts);
+    /// The running task ended without an outcome, and its messages are somebody else's: its partition was dropped.
+    pub fn abandon(&mut self, key: &LaneKey, track: Track) {
+        if let Some(lane) = self.end(key, track) {
+            lane.remove(track, |_| true);
+            self.wake(key);
         }
     }
 
-    /// The pause after a failure is over.
-    pub fn resume(&mut self, key: &LaneKey) {
-        if let Some(lane) = self.lanes.get_mut(key).filter(|lane| lane.state == State::Paused) {
-            lane.state = State::Ready;
-            self.ready.push_back(Arc::clone(key));
+    /// The running task failed and shall run again after [`Lanes::resume`]; what is behind it waits. An attempt that failed
+    /// for reasons outside the messages (the database was away) does not count.
+    pub fn failed(&mut self, key: &LaneKey, track: Track, counts: bool) {
+        if let Some(lane) = self.end(key, track) {
+            lane.is_asked = false;
+            let progress = lane.track_mut(track);
+            progress.state = State::Paused;
+            progress.attempt += u32::from(counts);
+        }
+    }
+
+    /// The running turn ended because it was asked to: it starts again, with what has come meanwhile.
+    pub fn interrupted(&mut self, key: &LaneKey) {
+        if let Some(lane) = self.end(key, Track::Turn) {
+            lane.is_asked = false;
+            lane.interruptions += 1;
+            lane.turn.state = State::Idle;
+            self.wake(key);
+        }
+    }
+
+    /// The message that is being refused is to be taken after all: it waits for its turn. Those refused after it are asked
+    /// about one by one.
+    pub fn readmit(&mut self, key: &LaneKey) {
+        let Some(lane) = self.end(key, Track::Refusal) else { return };
+        lane.refusal = Progress::idle();
+        if let Some(message) = lane.refused.pop_front() {
+            let behind = lane.waiting.iter().skip(lane.extent);
+            let before = behind.take_while(|other| other.sequence < message.sequence).count();
+            lane.waiting.insert((lane.extent + before).min(lane.waiting.len()), message);
+        }
+        self.wake(key);
+    }
+
+    /// A pause is over, or the time to wait for more messages.
+    pub fn resume(&mut self, key: &LaneKey, track: Track) {
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        let progress = lane.track_mut(track);
+        if matches!(progress.state, State::Paused | State::Gathering) {
+            progress.state = State::Idle;
+            self.wake(key);
         }
     }
 
     /// What of the lane's parked messages should be read now, if half of its room in memory is free and nobody reads yet.
     pub fn refill(&mut self, key: &LaneKey) -> Option<Refill> {
         let lane = self.lanes.get_mut(key)?;
+        let in_memory = lane.in_memory();
         let parked = lane.parked.as_mut().filter(|parked| !parked.reading)?;
-        if lane.waiting.len() > self.backlog / 2 {
+        if in_memory > self.backlog / 2 {
             return None;
         }
         parked.reading = true;
@@ -201,13 +415,13 @@ impl Lanes {
             partition: lane.partition,
             from: parked.from,
             until: parked.until,
-            count: self.backlog - lane.waiting.len(),
+            count: self.backlog - in_memory,
         })
     }
 
-    /// The outcome of a refill: `sequences` were read, and everything of the lane before `next` is among them. `None` when
+    /// The outcome of a refill: `messages` were read, and everything of the lane before `next` is among them. `None` when
     /// the lane has been forgotten meanwhile.
-    pub fn refilled(&mut self, key: &LaneKey, sequences: &[u64], next: u64) -> Option<Moved> {
+    pub fn refilled(&mut self, key: &LaneKey, messages: Vec<(u64, Label)>, next: u64, now: Instant) -> Option<Moved> {
         let lane = self.lanes.get_mut(key)?;
         let parked = lane.parked.as_mut().filter(|parked| parked.reading)?;
         let mut moved = Moved { from: parked.from, to: Some(next) };
@@ -217,15 +431,16 @@ impl Lanes {
             moved.to = None;
             lane.parked = None;
         }
-        lane.waiting.extend(sequences);
-        if lane.state == State::Starved {
-            if !lane.waiting.is_empty() {
-                lane.state = State::Ready;
-                self.ready.push_back(Arc::clone(key));
-            } else if moved.to.is_none() {
-                self.lanes.remove(key);
+        let rules = self.shares.rules(lane.bot);
+        for (sequence, label) in messages {
+            let message = Waiting { sequence, label, since: now };
+            match lane.refuses(&rules, &message) {
+                true => lane.refused.push_back(message),
+                // It has been waiting for long: that it is read now is no reason to interrupt anybody.
+                false => lane.waiting.push_back(message),
             }
         }
+        self.wake(key);
         Some(moved)
     }
 
@@ -237,18 +452,27 @@ impl Lanes {
                 return true;
             }
             lane.parked = None;
-            lane.waiting.truncate(1);
-            let keep = lane.state == State::Running;
+            for track in [Track::Turn, Track::Refusal] {
+                if !lane.is_running(track) {
+                    *lane.track_mut(track) = Progress::idle();
+                }
+            }
+            lane.waiting.truncate(if lane.is_running(Track::Turn) { lane.extent } else { 0 });
+            lane.refused.truncate(usize::from(lane.is_running(Track::Refusal)));
+            let keep = lane.in_memory() > 0;
             if !keep {
                 dropped.push(Arc::clone(key));
             }
             keep
         });
-        self.ready.retain(|key| self.lanes.contains_key(key));
+        let is_ready =
+            |key: &LaneKey, track| self.lanes.get(key).is_some_and(|lane| lane.track(track).state == State::Ready);
+        self.shares.retain(|key| is_ready(key, Track::Turn));
+        self.refusals.retain(|key| is_ready(key, Track::Refusal));
         dropped
     }
 
-    /// Messages running now.
+    /// Turns running now.
     #[must_use]
     pub const fn running(&self) -> usize {
         self.running
@@ -263,6 +487,36 @@ impl Lanes {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.lanes.is_empty()
+    }
+
+    /// The lane whose running task of this track ends now.
+    fn end(&mut self, key: &LaneKey, track: Track) -> Option<&mut Lane> {
+        let lane = self.lanes.get_mut(key).filter(|lane| lane.is_running(track))?;
+        match track {
+            Track::Turn => {
+                self.running -= 1;
+                self.shares.ended(lane.bot);
+            }
+            Track::Refusal => self.refusing -= 1,
+        }
+        Some(lane)
+    }
+
+    /// Puts the idle tracks of a lane that has something to do into their queues, and forgets a lane that has nothing.
+    fn wake(&mut self, key: &LaneKey) {
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        if lane.in_memory() == 0 && lane.parked.is_none() {
+            self.lanes.remove(key);
+            return;
+        }
+        if lane.turn.state == State::Idle && !lane.waiting.is_empty() {
+            lane.turn.state = State::Ready;
+            self.shares.ready(lane.bot, key);
+        }
+        if lane.refusal.state == State::Idle && !lane.refused.is_empty() {
+            lane.refusal.state = State::Ready;
+            self.refusals.push_back(Arc::clone(key));
+        }
     }
 }
 

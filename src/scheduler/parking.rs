@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use backoff::backoff::Backoff as _;
 
+use super::bursts::Label;
 use super::feeder::patience;
 use super::lanes::Refill;
 use crate::stream::{StreamHandle, StreamMessage};
@@ -13,7 +14,7 @@ use crate::telemetry::chain;
 
 /// What was read.
 pub(super) struct Refilled {
-    pub(super) messages: Vec<StreamMessage>,
+    pub(super) messages: Vec<(StreamMessage, Label)>,
     /// Everything of the lane before this place is among `messages`, or has left the stream with age.
     pub(super) next: u64,
 }
@@ -21,7 +22,7 @@ pub(super) struct Refilled {
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 
 /// Reads until it has what was asked for, however long NATS is away.
-pub(super) async fn read(handle: &StreamHandle, refill: &Refill) -> Refilled {
+pub(super) async fn read(handle: &StreamHandle, refill: &Refill, label: impl Fn(&StreamMessage) -> Label) -> Refilled {
     let mut messages = Vec::new();
     let mut next = refill.from;
     let mut pause = patience();
@@ -29,7 +30,8 @@ pub(super) async fn read(handle: &StreamHandle, refill: &Refill) -> Refilled {
         match handle.next_of_lane(refill.partition, &refill.key, next).await {
             Ok(Some(message)) if message.sequence <= refill.until => {
                 next = message.sequence + 1;
-                messages.push(message);
+                let label = label(&message);
+                messages.push((message, label));
                 pause.reset();
             }
             Ok(_) => next = refill.until + 1,

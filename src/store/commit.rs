@@ -13,7 +13,10 @@ use super::values::{
     self, ActionValues, ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues,
     JournalValues, MessageValues, RecordValues, TurnValues,
 };
-use super::{CommitOutcome, Committed, Conversation, Ownership, PendingDelivery, StoreError, TurnCommit, merge};
+use super::{
+    BATCH_ROWS, CommitOutcome, Committed, Conversation, MergedMessage, Ownership, PendingDelivery, StoreError,
+    TurnCommit, merge,
+};
 use crate::message::{ConversationKey, ConversationStatus, Role, TerminalState};
 
 /// A partition as the database knows it: its stream's number, and its own.
@@ -111,7 +114,7 @@ pub(super) enum Key {
 }
 
 pub(super) fn keys(turn: &TurnCommit) -> Vec<Key> {
-    let mut keys = vec![Key::Message(turn.dedupe_id.clone())];
+    let mut keys = turn.dedupe_ids().map(|id| Key::Message(id.to_owned())).collect::<Vec<_>>();
     keys.extend(turn.conversation_id.map(Key::Conversation));
     keys.extend(turn.new_conversation.as_ref().map(|new| Key::Open(new.key.clone())));
     keys
@@ -145,7 +148,7 @@ pub(super) struct Contents<'a> {
     pub(super) parts: Vec<DeliveryValues<'a>>,
     pub(super) actions: Vec<ActionValues<'a>>,
     pub(super) records: Vec<RecordValues>,
-    /// The turns whose journals end.
+    /// The journals that end.
     pub(super) journaled: Vec<Uuid>,
     /// The conversations given to a person.
     pub(super) handed_off: Vec<Uuid>,
@@ -172,8 +175,12 @@ impl<'a> Turns<'a> {
     /// Enters the turns whose partitions are owned into the ledger, and takes their conversations.
     pub(super) async fn enter(&mut self, statements: &mut impl Statements, epochs: &Epochs) -> Result<End, StoreError> {
         self.decide(|turn| Ok((!is_owned(epochs, &turn.ownership)).then_some(CommitOutcome::Fenced)))?;
-        self.enter_ledger(statements).await?;
+        let is_torn = self.enter_ledger(statements).await?;
         let entered = self.undecided().len();
+        // Rows of a turn that is in the ledger in part must not stay, also when nothing else is to be written.
+        if is_torn && entered > 0 {
+            return Ok(End::RollBackAndRepeat);
+        }
         if entered == 0 {
             return Ok(End::RollBack);
         }
@@ -206,37 +213,43 @@ impl<'a> Turns<'a> {
             }
             contents.parts.extend(values::deliveries(turn));
             contents.records.extend(values::record(turn));
-            contents.journaled.extend(turn.journaled.then_some(turn.turn_id));
+            contents.journaled.extend(turn.journal);
             *outcome = Some(committed(turn, first_ordinal));
         }
         contents.suppressed.extend(suppressed.values().map(|turn| turn.turn_id));
         contents
     }
 
-    async fn enter_ledger(&mut self, statements: &mut impl Statements) -> Result<(), StoreError> {
+    /// Writes the rows of all turns, in one order whoever writes them. True when rows were written of a turn whose other
+    /// rows were there already: they must not stay.
+    async fn enter_ledger(&mut self, statements: &mut impl Statements) -> Result<bool, StoreError> {
         let refused = refused("commit turns");
         let undecided = self.undecided();
-        if undecided.is_empty() {
-            return Ok(());
+        let of_turn = |turn: &&'a TurnCommit| {
+            let turn = *turn;
+            turn.merged.iter().map(move |message| values::merged(turn, message)).chain([values::turn(turn)])
+        };
+        let mut rows = undecided.iter().flat_map(of_turn).collect::<Vec<_>>();
+        rows.sort_unstable_by(|left, right| left.dedupe_id.cmp(right.dedupe_id));
+        let mut entered = HashSet::new();
+        for batch in rows.chunks(BATCH_ROWS) {
+            entered.extend(statements.insert_turns(batch).await.map_err(&refused)?);
         }
-        let rows = undecided.iter().map(|turn| values::turn(turn)).collect::<Vec<_>>();
-        let entered = statements.insert_turns(&rows).await.map_err(&refused)?;
-        let known = undecided.iter().map(|turn| turn.dedupe_id.as_str()).filter(|id| !entered.contains(*id));
-        let known = known.collect::<Vec<_>>();
-        if known.is_empty() {
-            return Ok(());
+        let known = rows.iter().map(|row| row.dedupe_id).filter(|id| !entered.contains(*id)).collect::<Vec<_>>();
+        let mut found = HashMap::new();
+        for batch in known.chunks(BATCH_ROWS) {
+            let batch = statements.find_turns(batch).await?;
+            found.extend(batch.into_iter().map(|committed| (committed.dedupe_id.clone(), committed)));
         }
-        let found = statements.find_turns(&known).await?;
-        let found = found.into_iter().map(|committed| (committed.dedupe_id.clone(), committed));
-        let mut found = found.collect::<HashMap<_, _>>();
+        let mut is_torn = false;
         self.decide(|turn| {
-            if entered.contains(&turn.dedupe_id) {
-                return Ok(None);
-            }
+            let Some(known) = turn.dedupe_ids().find(|id| !entered.contains(*id)) else { return Ok(None) };
+            is_torn |= turn.dedupe_ids().any(|id| entered.contains(id));
             // Another row stands in its way, such as one with its turn id.
-            let committed = found.remove(&turn.dedupe_id).ok_or_else(|| refused(sqlx::Error::RowNotFound))?;
+            let committed = found.remove(known).ok_or_else(|| refused(sqlx::Error::RowNotFound))?;
             Ok(Some(CommitOutcome::AlreadyTerminal(committed)))
-        })
+        })?;
+        Ok(is_torn)
     }
 
     /// Opens new conversations and locks all.
@@ -300,10 +313,15 @@ fn suppressed(turn: &TurnCommit, current: &HashMap<Uuid, Conversation>) -> Optio
     })
 }
 
+fn merged(message: &MergedMessage) -> Committed {
+    Committed { dedupe_id: message.dedupe_id.clone(), turn_id: message.turn_id, state: message.state }
+}
+
 fn committed(turn: &TurnCommit, first_ordinal: Option<i64>) -> CommitOutcome {
     let pending = |part| PendingDelivery { part, traceparent: turn.traceparent.clone() };
     CommitOutcome::Committed {
         committed: Committed { dedupe_id: turn.dedupe_id.clone(), turn_id: turn.turn_id, state: turn.state },
+        merged: turn.merged.iter().map(merged).collect(),
         deliveries: turn.deliveries.iter().cloned().map(pending).collect(),
         first_ordinal,
     }

@@ -164,6 +164,8 @@ pub struct TurnCommit {
     pub position: Position,
     pub turn_id: Uuid,
     pub dedupe_id: String,
+    /// Earlier messages of the lane that this turn takes in, in stream order.
+    pub merged: Vec<MergedMessage>,
     pub key: ConversationKey,
     pub state: TerminalState,
     /// Why, for states that need a reason: `ignored`, `rejected`, `dead_lettered`.
@@ -188,8 +190,8 @@ pub struct TurnCommit {
     /// When a person has taken the conversation over meanwhile, nothing of the turn leaves or is stored but what the user said,
     /// and its state is `handed_off`.
     pub suppress_if_taken: bool,
-    /// Whether the turn has a journal, which ends with it.
-    pub journaled: bool,
+    /// Whose journal ends with the turn: of the first of its messages; `None` when it has none.
+    pub journal: Option<Uuid>,
     /// What replay and people need of the turn.
     pub record: Option<Value>,
     /// W3C trace context of the turn, carried in its deliveries.
@@ -200,12 +202,38 @@ pub struct TurnCommit {
     pub committed_at: Timestamp,
 }
 
+impl TurnCommit {
+    /// Of the turn's own message first, then of those merged.
+    pub fn dedupe_ids(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.dedupe_id.as_str()).chain(self.merged.iter().map(|message| message.dedupe_id.as_str()))
+    }
+}
+
+/// An inbound message that a later one's turn takes in: a ledger row of its own, in the same transaction.
+#[derive(Debug, Clone)]
+pub struct MergedMessage {
+    pub turn_id: Uuid,
+    pub dedupe_id: String,
+    /// Its place on the stream of the turn's own message.
+    pub sequence: u64,
+    /// `merged` or `superseded`: answered by the turn, and the row says by which. Any other state is the message's own end,
+    /// such as `ignored`, or `dead_lettered` together with the turn.
+    pub state: TerminalState,
+    pub reason: Option<String>,
+    /// W3C trace context of the message itself.
+    pub traceparent: Option<String>,
+    pub timings: TurnTimings,
+    pub received_at: Timestamp,
+}
+
 /// A ledger row, with the reply when there is one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Turn {
     pub id: Uuid,
     pub conversation_id: Option<Uuid>,
     pub state: TerminalState,
+    /// The turn that answers it, for `merged` and `superseded`.
+    pub merged_into: Option<Uuid>,
     pub reason: Option<String>,
     pub attempts: u32,
     pub responder: Option<String>,
@@ -320,11 +348,14 @@ pub enum CommitOutcome {
     /// Written now; the deliveries may be published.
     Committed {
         committed: Committed,
+        /// One for each merged message.
+        merged: Vec<Committed>,
         deliveries: Vec<PendingDelivery>,
         /// The ordinal of the turn's first message; `None` when it stored none.
         first_ordinal: Option<i64>,
     },
-    /// The ledger already held this dedupe id: nothing was written.
+    /// The ledger already held this dedupe id, or that of a merged message: nothing was written. When it held several, this
+    /// is one of them.
     AlreadyTerminal(Committed),
     /// The partition has a newer owner: nothing was written, and nothing ever will be under this epoch.
     Fenced,
@@ -404,7 +435,7 @@ pub enum IdempotencyClaim {
 /// What the ledger says against the rules it must keep; empty lists mean none broken. Each list is cut at 1,000 entries.
 #[derive(Debug, Default, PartialEq, Serialize)]
 pub struct LedgerFaults {
-    /// Turns with more than one stored user message.
+    /// Turns whose stored user messages are not one for each message that the turn answers.
     pub doubled: Vec<Uuid>,
     /// Turns whose messages stand before those of an earlier stream message of their conversation.
     pub out_of_order: Vec<Uuid>,

@@ -165,6 +165,7 @@ pub(super) fn turn(row: &impl Columns, replies: Vec<StoredMessage>) -> Result<Tu
         id: uuid(row, "id")?,
         conversation_id: optional_uuid(row, "conversation_id")?,
         state: word(row, "state")?,
+        merged_into: optional_uuid(row, "merged_into")?,
         reason: optional_text(row, "reason")?,
         attempts: number(row, "attempts")?,
         responder: optional_text(row, "responder")?,

@@ -11,8 +11,8 @@ use uuid::Uuid;
 use super::journal::Writing;
 use super::merge::{storable, storable_json, storable_object};
 use super::rows::sequence;
-use super::{NewConversation, NewMessage, TurnCommit, TurnTimings};
-use crate::message::{DeliveryStatus, OutboundPart, Timestamp};
+use super::{MergedMessage, NewConversation, NewMessage, TurnCommit, TurnTimings};
+use crate::message::{DeliveryStatus, OutboundPart, TerminalState, Timestamp};
 
 /// A row of the ledger.
 #[derive(Serialize)]
@@ -27,6 +27,7 @@ pub(super) struct TurnValues<'a> {
     pub(super) peer: String,
     pub(super) conversation_id: Option<Uuid>,
     pub(super) state: &'static str,
+    pub(super) merged_into: Option<Uuid>,
     pub(super) reason: Option<Cow<'a, str>>,
     pub(super) attempts: i64,
     pub(super) responder: Option<&'a str>,
@@ -203,6 +204,7 @@ pub(super) fn turn(turn: &TurnCommit) -> TurnValues<'_> {
         peer: turn.key.peer.to_string(),
         conversation_id: turn.conversation_id,
         state: turn.state.as_str(),
+        merged_into: None,
         reason: turn.reason.as_deref().map(storable),
         attempts: i64::from(turn.attempts),
         responder: turn.responder.as_deref(),
@@ -211,6 +213,24 @@ pub(super) fn turn(turn: &TurnCommit) -> TurnValues<'_> {
         received_at: turn.received_at,
         started_at: turn.started_at,
         committed_at: turn.committed_at,
+    }
+}
+
+/// The row of a message that the turn takes in.
+pub(super) fn merged<'a>(turn: &'a TurnCommit, message: &'a MergedMessage) -> TurnValues<'a> {
+    let is_part = matches!(message.state, TerminalState::Merged | TerminalState::Superseded);
+    TurnValues {
+        id: message.turn_id,
+        dedupe_id: &message.dedupe_id,
+        sequence: sequence(message.sequence),
+        state: message.state.as_str(),
+        merged_into: is_part.then_some(turn.turn_id),
+        reason: message.reason.as_deref().map(storable),
+        responder: turn.responder.as_deref().filter(|_| is_part),
+        traceparent: message.traceparent.as_deref(),
+        timings: message.timings,
+        received_at: message.received_at,
+        ..self::turn(turn)
     }
 }
 

@@ -141,6 +141,11 @@ pub fn turn_finished(bot: &str, outcome: &'static str, duration: Duration, respo
     histogram!(OVERHEAD).record(duration.saturating_sub(responder));
 }
 
+/// A message ended as part of another one's turn, or without a turn.
+pub fn message_finished(bot: &str, outcome: &'static str) {
+    counter!(TURNS, "bot" => bot.to_owned(), "outcome" => outcome).increment(1);
+}
+
 /// From receipt of the message to the platform's confirmation of the reply.
 pub fn end_to_end(channel: Channel, duration: Duration) {
     histogram!(END_TO_END, "channel" => channel.as_str()).record(duration);

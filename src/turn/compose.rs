@@ -7,34 +7,35 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::burst::{Burst, timings};
 use super::{Decided, Open, Settings};
 use crate::channel;
 use crate::config::ReplyInFlight;
 use crate::message::{
-    Author, ConversationKey, ConversationStatus, Envelope, InboundMessage, OutboundPart, Platform, ReplyMessage, Role,
-    TerminalState, Timestamp,
+    Author, ConversationKey, ConversationStatus, Envelope, OutboundPart, Platform, ReplyMessage, Role, TerminalState,
+    Timestamp,
 };
 use crate::scheduler::Task;
-use crate::store::{Conversation, NewConversation, NewMessage, Position, TurnCommit, TurnTimings};
+use crate::store::{Conversation, NewConversation, NewMessage, Position, TurnCommit};
 use crate::telemetry;
 
 /// The commit of an answered or silent turn.
 pub(super) fn compose(
-    task: &Task,
-    envelope: &Envelope,
-    message: &InboundMessage,
+    burst: &Burst<'_>,
     settings: &Settings,
     loaded: &Open,
     decided: Decided,
     responder_time: Duration,
 ) -> TurnCommit {
-    let mut commit = frame(task, envelope.key.clone(), envelope.turn_id, envelope.received_at);
+    let envelope = &burst.envelope;
+    let mut commit = frame(burst.task, envelope.key.clone(), envelope.turn_id, envelope.received_at);
+    commit.merged = burst.merged(&settings.bot);
     commit.state = decided.state();
     commit.responder = decided.responder;
     commit.conversation_id = Some(loaded.conversation.id);
     commit.new_conversation.clone_from(&loaded.new);
     commit.timings.responder_us = u64::try_from(responder_time.as_micros()).unwrap_or(u64::MAX);
-    commit.messages.push(NewMessage {
+    commit.messages.extend(burst.said().map(|(envelope, message)| NewMessage {
         id: Uuid::now_v7(),
         role: Role::User,
         author: Author::User,
@@ -43,7 +44,7 @@ pub(super) fn compose(
         tool: None,
         platform_message_id: message.platform_message_id.clone(),
         created_at: envelope.received_at,
-    });
+    }));
     let transcript = decided.reply.transcript.into_iter().map(|message| NewMessage {
         id: Uuid::now_v7(),
         role: message.role,
@@ -70,12 +71,13 @@ pub(super) fn compose(
             created_at: commit.committed_at,
         });
     }
-    commit.metadata_patch = merged(envelope.metadata.clone(), decided.reply.metadata);
+    let callers = burst.said().map(|(envelope, _)| envelope.metadata.clone()).fold(None, merged);
+    commit.metadata_patch = merged(callers, decided.reply.metadata);
     commit.workflow_state = decided.reply.workflow_state;
     commit.handoff = decided.reply.handoff;
     commit.actions = decided.reply.actions;
     commit.suppress_if_taken = settings.bot.reply_in_flight == ReplyInFlight::Suppress && !decided.silent;
-    commit.journaled = decided.record.is_some();
+    commit.journal = decided.record.is_some().then(|| burst.first_turn_id());
     commit.record = decided.record;
     tracing::debug!(bot = settings.bot.name, state = %commit.state, "turn decided");
     commit
@@ -102,12 +104,13 @@ pub(super) fn say(task: &Task, envelope: &Envelope, loaded: &Open, text: &str) -
 
 /// What every commit of this attempt has in common; says nothing in any conversation yet.
 pub(super) fn frame(task: &Task, key: ConversationKey, turn_id: Uuid, received_at: Timestamp) -> TurnCommit {
-    let message = &task.message;
+    let message = task.message();
     TurnCommit {
         ownership: task.ownership,
         position: Position { stream: task.ownership.stream, sequence: message.sequence },
         turn_id,
         dedupe_id: message.message_id.clone(),
+        merged: Vec::new(),
         key,
         state: TerminalState::Answered,
         reason: None,
@@ -122,14 +125,10 @@ pub(super) fn frame(task: &Task, key: ConversationKey, turn_id: Uuid, received_a
         actions: Vec::new(),
         deliveries: Vec::new(),
         suppress_if_taken: false,
-        journaled: false,
+        journal: None,
         record: None,
         traceparent: telemetry::current_traceparent(&tracing::Span::current()),
-        timings: TurnTimings {
-            stream_wait_us: message.delivered_at.micros_since(message.published_at),
-            lane_wait_us: task.started_at.micros_since(message.delivered_at),
-            responder_us: 0,
-        },
+        timings: timings(message, task.started_at),
         received_at,
         started_at: task.started_at,
         committed_at: Timestamp::now(),

@@ -99,7 +99,7 @@ impl Run {
     /// Where the responder puts what it makes.
     #[must_use]
     pub fn deltas(&self) -> Deltas {
-        self.draft.clone().map_or_else(Deltas::default, Deltas::to)
+        self.draft.clone().map_or_else(Deltas::default, Deltas::into_draft)
     }
 
     /// Runs `work`, and shows meanwhile what comes of it.

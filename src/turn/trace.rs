@@ -3,11 +3,30 @@
 use std::time::Duration;
 
 use crate::scheduler::Task;
+use crate::stream::StreamMessage;
 use crate::telemetry::{self, KeyValue, metric};
 
-/// The span of one attempt, child of the message's publication and linked to it.
+/// The span of one attempt, child of the publication of the message that is answered and linked to it. The traces of those
+/// merged into it each get a span that links to this one.
 pub(super) fn process_span(task: &Task) -> tracing::Span {
-    let message = &task.message;
+    let message = task.message();
+    let span = span_of(task, message);
+    if let Some(parent) = message.traceparent.as_deref() {
+        telemetry::link(&span, parent);
+    }
+    for earlier in task.earlier() {
+        if let Some(answering) = telemetry::current_traceparent(&span) {
+            telemetry::link(&span_of(task, earlier), &answering);
+        }
+    }
+    if let Some(context) = telemetry::current_traceparent(&span) {
+        // A message that is given up has a second span in its last attempt; the acknowledgement belongs to the first.
+        let _ = task.traceparent.set(context);
+    }
+    span
+}
+
+fn span_of(task: &Task, message: &StreamMessage) -> tracing::Span {
     let span = tracing::info_span!(
         "process turnwise.in",
         otel.kind = "consumer",
@@ -21,22 +40,18 @@ pub(super) fn process_span(task: &Task) -> tracing::Span {
         turnwise.epoch = task.ownership.epoch,
     );
     telemetry::set_parent(&span, message.traceparent.as_deref());
-    if let Some(parent) = message.traceparent.as_deref() {
-        telemetry::link(&span, parent);
-    }
-    if let Some(context) = telemetry::current_traceparent(&span) {
-        // A message that is given up has a second span in its last attempt; the acknowledgement belongs to the first.
-        let _ = task.traceparent.set(context);
-    }
     span
 }
 
 /// The waits that lie in the past when a turn starts. Not for giving up, which is the end of an attempt that recorded them.
 pub(super) fn record_waits(task: &Task) {
-    if task.attempt > 1 {
-        return;
+    if task.attempt == 1 {
+        task.messages.iter().for_each(|message| record_waits_of(task, message));
     }
-    let (message, started_at) = (&task.message, task.started_at);
+}
+
+fn record_waits_of(task: &Task, message: &StreamMessage) {
+    let started_at = task.started_at;
     metric::stream_wait(Duration::from_micros(message.delivered_at.micros_since(message.published_at)));
     metric::lane_wait(Duration::from_micros(started_at.micros_since(message.delivered_at)));
     let Some(parent) = message.traceparent.as_deref() else { return };

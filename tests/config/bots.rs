@@ -25,7 +25,7 @@ color = "red"
 responder = "ecko""#,
         &[
             r#"2 bots.support.channel: "telegran" is not known; use "telegram", "messenger" or "web""#,
-            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reply_in_flight, on_uncertain, failure_reply, typing, token, webhook_secret, updates, username, api_base, app_secret, verify_token, page_token, page_id, api_version, api_keys, origins, conversation_ttl",
+            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reject_reply, weight, max_turns, reply_in_flight, on_uncertain, failure_reply, typing, token, webhook_secret, updates, username, api_base, app_secret, verify_token, page_token, page_id, api_version, api_keys, origins, conversation_ttl",
             r#"5 bots.support.responder: there is no responder "ecko"; did you mean "echo"? Responders here: echo"#,
         ],
     );
@@ -39,15 +39,14 @@ responder = "echo""#,
         r#"[bots.b]
 channel = "web"
 responder = "zzzzzz"
-burst = "collect"
+burst = "interrupt"
 quiet = "2s"
 reply_in_flight = "drop"
 on_uncertain = "drop"
 failure_reply = """#,
         &[
             r#"3 bots.b.responder: there is no responder "zzzzzz"; responders here: echo"#,
-            r#"4 bots.b.burst: "collect" is not available in this version; use "queue""#,
-            r#"5 bots.b.quiet: "2s" is not available in this version; use "0s""#,
+            r#"5 bots.b.quiet: has an effect only with burst = "collect"; set that, or remove it"#,
             r#"6 bots.b.reply_in_flight: "drop" is not known; use "send" or "suppress""#,
             r#"7 bots.b.on_uncertain: "drop" is not known; use "resend" or "hold""#,
             "8 bots.b.failure_reply: is empty; write 1 to 2000 characters",
@@ -66,8 +65,8 @@ token = "x"
 api_base = "y"
 page_id = "z""#,
         &[
-            r#"4 bots.b.burst: "quue" is not known; use "queue""#,
-            r#"5 bots.b.quiet: "2" has a number without a unit; use "0s""#,
+            r#"4 bots.b.burst: "quue" is not known; use "queue", "collect", "interrupt" or "reject""#,
+            r#"5 bots.b.quiet: "2" has a number without a unit; write a duration from 0s to 1m, such as "2s""#,
             "6 bots.b.api_keys: lists 0 keys; write 1 to 64 keys, or remove it to let in everybody who reaches the port",
             r#"7 bots.b.origins[0]: has a path; write scheme and host, such as "https://shop.example.com""#,
             r#"7 bots.b.origins[1]: is not a URL; write scheme and host, such as "https://shop.example.com""#,

@@ -51,7 +51,7 @@ async fn a_commit_ends_the_journal_and_keeps_the_record(database: &Database) {
     for id in [turn.turn_id, other] {
         store.write_journal(id, &owner, step("0.model", 0, StepStatus::Done)).await.unwrap();
     }
-    turn.journaled = true;
+    turn.journal = Some(turn.turn_id);
     turn.record = Some(json!({"steps": [1, 2]}));
     committed(store.commit(turn.clone()).await.unwrap());
     assert!(store.journal(turn.turn_id).await.unwrap().is_empty());

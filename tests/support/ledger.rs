@@ -20,6 +20,15 @@ pub(crate) struct Message {
     pub(crate) turn_state: Option<String>,
 }
 
+/// A message's row in the ledger as a test sees it, by places on the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Turn {
+    pub(crate) sequence: u64,
+    pub(crate) state: String,
+    /// The place of the message whose turn answers it.
+    pub(crate) merged_into: Option<u64>,
+}
+
 /// A delivery as a test sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Delivery {
@@ -48,6 +57,22 @@ impl Ledger {
     pub(crate) async fn turns_by_state(&self) -> BTreeMap<String, usize> {
         let rows = self.rows("SELECT state, CAST(COUNT(*) AS TEXT) FROM turns GROUP BY state").await;
         rows.into_iter().map(|mut row| (text(&mut row, 0), number(&mut row, 1))).collect()
+    }
+
+    /// Every row of the ledger, in stream order.
+    pub(crate) async fn turns(&self) -> Vec<Turn> {
+        let rows = self
+            .rows(
+                "SELECT CAST(t.sequence AS TEXT), t.state, CAST(into_turn.sequence AS TEXT) \
+                 FROM turns t LEFT JOIN turns into_turn ON into_turn.id = t.merged_into ORDER BY t.sequence",
+            )
+            .await;
+        let row = |mut row: Vec<Option<String>>| Turn {
+            sequence: number(&mut row, 0).try_into().unwrap(),
+            state: text(&mut row, 1),
+            merged_into: row[2].take().map(|sequence| sequence.parse().unwrap()),
+        };
+        rows.into_iter().map(row).collect()
     }
 
     pub(crate) async fn turn_count(&self) -> usize {

@@ -235,7 +235,8 @@ impl Drop for Running<'_> {
 async fn complete(State(state): State<Arc<ModelState>>, Json(request): Json<Value>) -> Response {
     let mut users = user_messages(&request);
     let message = users.pop().unwrap_or_default();
-    let chat = parse(&message).map(|(chat, _)| chat);
+    // Messages of one turn come as paragraphs.
+    let chat = message.split("\n\n").next().and_then(parse).map(|(chat, _)| chat);
     let call = Call { message: message.clone(), history: users, began_at: Instant::now(), ended_at: None };
     let (attempt, place) = begin(&state, call, chat);
     let _running = Running { state: &state, chat, place };

@@ -270,7 +270,7 @@ function fail(item, error, here) {
 }
 
 // Ends without a reply whose message is in the history all the same.
-const STORED = { handed_off: true, merged: true };
+const STORED = { handed_off: true, merged: true, superseded: true };
 
 // Takes a message off the list of those that wait for something.
 function settle(item) {

@@ -52,7 +52,10 @@ fn is_equal(value: &Value, expected: &Scalar) -> bool {
     match expected {
         Scalar::Text(expected) => as_text(value).is_some_and(|text| text == *expected),
         // Written alike, an equal number is an equal number.
-        #[expect(clippy::float_cmp, reason = "both sides are numbers as somebody wrote them, not results of arithmetic")]
+        #[expect(
+            clippy::float_cmp,
+            reason = "both sides are numbers as somebody wrote them, not results of arithmetic"
+        )]
         Scalar::Number(expected) => as_number(value).is_some_and(|number| number == *expected),
         Scalar::Flag(expected) => as_text(value).is_some_and(|text| text == if *expected { "true" } else { "false" }),
     }

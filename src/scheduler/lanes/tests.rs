@@ -1,27 +1,39 @@
 //! The lanes beside a model of the rules in their plainest form, over random histories.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::scheduler::bursts::TURN_MESSAGES_MAX;
 
 /// What may happen to the lanes; numbers choose among what is possible at that moment.
 #[derive(Debug, Clone)]
 enum Step {
     Arrive {
         lane: u8,
+        label: Label,
     },
     Start,
+    /// Some or all of the messages of a task are done.
     Finish {
         which: usize,
+        at_most: usize,
     },
     Fail {
         which: usize,
         counts: bool,
     },
+    /// A task that was asked to end does, or a refusal is taken back.
+    GiveWay {
+        which: usize,
+    },
     Resume {
         which: usize,
+    },
+    Time {
+        passes_ms: u64,
     },
     /// A read of parked messages comes back, with at most this many.
     Read {
@@ -33,36 +45,71 @@ enum Step {
     },
 }
 
-const LANES: u8 = 6;
+const LANES: u8 = 8;
 /// Lanes share partitions: 0 and 3 are of partition 0, and so on.
 const PARTITIONS: u8 = 3;
+/// And they share bots: 0 and 4 are of bot 0, and so on.
+const BOTS: u8 = 4;
+
+fn label() -> impl Strategy<Value = Label> {
+    prop_oneof![
+        12 => Just(Label::Said { album: None }),
+        4 => (0..2_u8).prop_map(|album| Label::Said { album: Some(album.to_string().into()) }),
+        2 => Just(Label::Aside),
+        1 => Just(Label::Pressed),
+        1 => Just(Label::Opaque),
+    ]
+}
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        40 => (0..LANES).prop_map(|lane| Step::Arrive { lane }),
+        40 => (0..LANES, label()).prop_map(|(lane, label)| Step::Arrive { lane, label }),
         40 => Just(Step::Start),
-        30 => any::<usize>().prop_map(|which| Step::Finish { which }),
+        30 => (any::<usize>(), 1_usize..40).prop_map(|(which, at_most)| Step::Finish { which, at_most }),
         10 => (any::<usize>(), any::<bool>()).prop_map(|(which, counts)| Step::Fail { which, counts }),
+        20 => any::<usize>().prop_map(|which| Step::GiveWay { which }),
         20 => any::<usize>().prop_map(|which| Step::Resume { which }),
+        20 => (0..400_u64).prop_map(|passes_ms| Step::Time { passes_ms }),
         20 => (any::<usize>(), 1_usize..4).prop_map(|(which, at_most)| Step::Read { which, at_most }),
         1 => (0..PARTITIONS).prop_map(|partition| Step::DropPartition { partition }),
     ];
     prop::collection::vec(step, 0..400)
 }
 
-#[derive(Default)]
+fn rules() -> impl Strategy<Value = HashMap<String, Rules>> {
+    let burst = prop_oneof![Just(Burst::Queue), Just(Burst::Collect), Just(Burst::Interrupt), Just(Burst::Reject)];
+    let rules = (burst, 0..1_000_u64, 1..4_u32, prop::option::of(1..3_usize)).prop_map(
+        |(burst, quiet_ms, weight, max_running)| Rules {
+            burst,
+            quiet: Duration::from_millis(quiet_ms),
+            weight,
+            max_running,
+        },
+    );
+    prop::collection::vec(rules, usize::from(BOTS))
+        .prop_map(|rules| rules.into_iter().enumerate().map(|(bot, rules)| (format!("web.bot{bot}"), rules)).collect())
+}
+
 struct Model {
+    rules: HashMap<String, Rules>,
+    now: Instant,
     next_sequence: u64,
+    labels: BTreeMap<u64, Label>,
     /// Everything of a lane, in memory or parked.
-    messages: BTreeMap<LaneKey, VecDeque<u64>>,
-    attempts: BTreeMap<LaneKey, u32>,
-    running: Vec<LaneKey>,
-    paused: Vec<LaneKey>,
+    messages: BTreeMap<LaneKey, BTreeSet<u64>>,
+    /// Messages that were to be refused at least once.
+    refused: BTreeSet<u64>,
+    attempts: BTreeMap<(LaneKey, Track), (u32, Vec<u64>)>,
+    interruptions: BTreeMap<LaneKey, u32>,
+    running: Vec<Start>,
+    asked: BTreeSet<LaneKey>,
+    paused: Vec<(LaneKey, Track)>,
+    gathering: Vec<(LaneKey, Instant)>,
     reads: Vec<Refill>,
 }
 
 fn key(lane: u8) -> LaneKey {
-    format!("web.bot.user-{lane}").into()
+    format!("web.bot{}.user-{lane}", lane % BOTS).into()
 }
 
 fn partition_of(key: &LaneKey) -> u16 {
@@ -70,21 +117,90 @@ fn partition_of(key: &LaneKey) -> u16 {
 }
 
 impl Model {
-    fn begin(&mut self, start: &Start) {
-        assert!(!self.running.contains(&start.key), "two at once on {}", start.key);
-        assert!(!self.paused.contains(&start.key), "{} ran during its pause", start.key);
-        assert_eq!(self.messages[&start.key].front(), Some(&start.slot.sequence), "out of order");
-        assert_eq!(self.attempts.get(&start.key).copied().unwrap_or(1), start.attempt);
-        assert_eq!(partition_of(&start.key), start.slot.partition);
-        self.running.push(Arc::clone(&start.key));
+    fn new(rules: HashMap<String, Rules>) -> Self {
+        Self {
+            rules,
+            now: Instant::now(),
+            next_sequence: 0,
+            labels: BTreeMap::new(),
+            messages: BTreeMap::new(),
+            refused: BTreeSet::new(),
+            attempts: BTreeMap::new(),
+            interruptions: BTreeMap::new(),
+            running: Vec::new(),
+            asked: BTreeSet::new(),
+            paused: Vec::new(),
+            gathering: Vec::new(),
+            reads: Vec::new(),
+        }
     }
 
-    fn finish(&mut self, key: &LaneKey) {
-        let lane = self.messages.get_mut(key).unwrap();
-        lane.pop_front().unwrap();
-        self.attempts.remove(key);
+    fn rules_of(&self, key: &LaneKey) -> &Rules {
+        &self.rules[key.rsplit_once('.').unwrap().0]
+    }
+
+    fn is_running(&self, key: &LaneKey, track: Track) -> bool {
+        self.running.iter().any(|start| start.key == *key && start.track == track)
+    }
+
+    fn asks(&self, sequence: u64) -> bool {
+        matches!(self.labels[&sequence], Label::Said { .. } | Label::Pressed)
+    }
+
+    fn begin(&mut self, start: &Start) {
+        let Start { key, track, sequences, attempt, partition } = start;
+        assert!(!self.is_running(key, *track), "two at once on {key}");
+        assert!(!self.paused.contains(&(Arc::clone(key), *track)), "{key} ran during its pause");
+        assert!(!self.gathering.iter().any(|(gathering, _)| gathering == key) || *track == Track::Refusal);
+        assert_eq!(partition_of(key), *partition);
+        assert!(sequences.is_sorted_by(|left, right| left < right) && !sequences.is_empty());
+        let lane = &self.messages[key];
+        assert!(sequences.iter().all(|sequence| lane.contains(sequence)), "a message ran after its end");
+        match track {
+            Track::Turn => self.begin_turn(start),
+            Track::Refusal => {
+                assert_eq!(self.rules_of(key).burst, Burst::Reject);
+                assert_eq!(sequences.len(), 1);
+                assert!(self.asks(sequences[0]));
+                assert!(!self.running.iter().any(|other| other.sequences.contains(&sequences[0])));
+                self.refused.insert(sequences[0]);
+            }
+        }
+        let (expected, same) = self.attempts.entry((Arc::clone(key), *track)).or_insert((1, sequences.clone()));
+        assert_eq!(*expected, *attempt);
+        if *attempt > 1 {
+            assert_eq!(same, sequences, "a turn that has failed keeps its messages");
+        }
+        same.clone_from(sequences);
+        self.running.push(start.clone());
+    }
+
+    fn begin_turn(&self, start: &Start) {
+        let rules = self.rules_of(&start.key);
+        let lane = &self.messages[&start.key];
+        let (first, last) = (start.sequences[0], start.sequences[start.sequences.len() - 1]);
+        assert!(start.sequences.len() <= TURN_MESSAGES_MAX);
+        // Asides may pass messages whose refusal is under way; what is said never passes what was said before.
+        let before = |sequence: &&u64| **sequence < last && self.asks(**sequence);
+        let skipped: Vec<_> =
+            lane.iter().filter(before).filter(|sequence| !start.sequences.contains(sequence)).collect();
+        if self.asks(last) {
+            assert!(skipped.is_empty(), "{skipped:?} overtaken by {:?}", start.sequences);
+        } else if rules.burst != Burst::Reject {
+            assert_eq!(lane.first(), Some(&first), "out of order");
+        }
+    }
+
+    fn finish(&mut self, start: &Start, done: &[u64]) {
+        let lane = self.messages.get_mut(&start.key).unwrap();
+        done.iter().for_each(|sequence| assert!(lane.remove(sequence), "{sequence} ended twice"));
         if lane.is_empty() {
-            self.messages.remove(key);
+            self.messages.remove(&start.key);
+        }
+        self.attempts.remove(&(Arc::clone(&start.key), start.track));
+        if start.track == Track::Turn {
+            self.asked.remove(&start.key);
+            self.interruptions.remove(&start.key);
         }
     }
 }
@@ -92,127 +208,273 @@ impl Model {
 /// Answers a read as the stream would: the lane's messages in the range, no more than asked for.
 fn read(lanes: &mut Lanes, model: &Model, refill: &Refill, at_most: usize) {
     let all = model.messages.get(&refill.key).cloned().unwrap_or_default();
-    let in_range = all.into_iter().filter(|sequence| (refill.from..=refill.until).contains(sequence));
-    let wanted: Vec<u64> = in_range.collect();
+    let wanted: Vec<u64> = all.range(refill.from..=refill.until).copied().collect();
     let found: Vec<u64> = wanted.iter().copied().take(refill.count.min(at_most)).collect();
     let next = if found.len() == wanted.len() { refill.until + 1 } else { found[found.len() - 1] + 1 };
-    lanes.refilled(&refill.key, &found, next);
+    let found = found.into_iter().map(|sequence| (sequence, model.labels[&sequence].clone())).collect();
+    lanes.refilled(&refill.key, found, next, model.now);
 }
 
 fn run(lanes: &mut Lanes, model: &mut Model, step: &Step) {
-    match *step {
-        Step::Arrive { lane } => {
-            let key = key(lane);
-            model.next_sequence += 1;
-            let slot = Slot { partition: partition_of(&key), sequence: model.next_sequence };
-            let admission = lanes.admit(&key, slot);
-            assert_eq!(lanes.is_parked(&key, slot.sequence), matches!(admission, Admission::Parked { .. }));
-            model.messages.entry(key).or_default().push_back(slot.sequence);
-        }
-        Step::Start => {
-            if let Some(start) = lanes.start() {
-                model.begin(&start);
-            }
-        }
-        Step::Finish { which } if !model.running.is_empty() => {
-            let key = model.running.remove(which % model.running.len());
-            lanes.done(&key);
-            model.finish(&key);
-            model.reads.extend(lanes.refill(&key));
+    match step {
+        Step::Arrive { lane, label } => arrive(lanes, model, *lane, label),
+        Step::Start => start(lanes, model),
+        Step::Finish { which, at_most } if !model.running.is_empty() => {
+            let start = model.running.swap_remove(which % model.running.len());
+            let done = &start.sequences[..start.sequences.len().min(*at_most)];
+            lanes.done(&start.key, start.track, done);
+            model.finish(&start, done);
+            model.reads.extend(lanes.refill(&start.key));
         }
         Step::Fail { which, counts } if !model.running.is_empty() => {
-            let key = model.running.remove(which % model.running.len());
-            lanes.failed(&key, counts);
-            *model.attempts.entry(Arc::clone(&key)).or_insert(1) += u32::from(counts);
-            model.paused.push(key);
+            let start = model.running.swap_remove(which % model.running.len());
+            lanes.failed(&start.key, start.track, *counts);
+            let lane = (Arc::clone(&start.key), start.track);
+            model.attempts.get_mut(&lane).unwrap().0 += u32::from(*counts);
+            if start.track == Track::Turn {
+                model.asked.remove(&start.key);
+            }
+            model.paused.push(lane);
         }
+        Step::GiveWay { which } if !model.running.is_empty() => give_way(lanes, model, which % model.running.len()),
         Step::Resume { which } if !model.paused.is_empty() => {
-            let key = model.paused.remove(which % model.paused.len());
-            lanes.resume(&key);
+            let (key, track) = model.paused.remove(which % model.paused.len());
+            lanes.resume(&key, track);
+        }
+        Step::Time { passes_ms } => {
+            model.now += Duration::from_millis(*passes_ms);
+            let (due, later) = model.gathering.drain(..).partition(|(_, until)| *until <= model.now);
+            model.gathering = later;
+            let due: Vec<(LaneKey, Instant)> = due;
+            due.iter().for_each(|(key, _)| lanes.resume(key, Track::Turn));
         }
         Step::Read { which, at_most } if !model.reads.is_empty() => {
             let refill = model.reads.remove(which % model.reads.len());
-            read(lanes, model, &refill, at_most);
+            read(lanes, model, &refill, *at_most);
             model.reads.extend(lanes.refill(&refill.key));
         }
-        Step::DropPartition { partition } => drop_partition(lanes, model, u16::from(partition)),
+        Step::DropPartition { partition } => drop_partition(lanes, model, u16::from(*partition)),
         _ => {}
     }
-    assert_eq!(lanes.running(), model.running.len());
+    assert_eq!(lanes.running(), model.running.iter().filter(|start| start.track == Track::Turn).count());
     assert_eq!(lanes.len(), model.messages.len());
     for lane in lanes.lanes.values() {
-        assert!(lane.waiting.len() <= lanes.backlog, "more than the backlog in memory");
+        assert!(lane.in_memory() <= lanes.backlog, "more than the backlog in memory");
+    }
+}
+
+fn arrive(lanes: &mut Lanes, model: &mut Model, lane: u8, label: &Label) {
+    let key = key(lane);
+    model.next_sequence += 1;
+    let slot = Slot { partition: partition_of(&key), sequence: model.next_sequence };
+    let admission = lanes.admit(&key, slot, label.clone(), model.now);
+    assert_eq!(lanes.is_parked(&key, slot.sequence), matches!(admission, Admission::Parked { .. }));
+    model.labels.insert(slot.sequence, label.clone());
+    if matches!(admission, Admission::Waiting { interrupts: true, .. }) {
+        assert_eq!(model.rules_of(&key).burst, Burst::Interrupt);
+        assert!(model.is_running(&key, Track::Turn) && model.asked.insert(Arc::clone(&key)), "asked once");
+        assert_eq!(model.attempts[&(Arc::clone(&key), Track::Turn)].0, 1);
+        assert!(model.interruptions.get(&key).copied().unwrap_or_default() < INTERRUPTIONS_MAX);
+    }
+    model.messages.entry(key).or_default().insert(slot.sequence);
+}
+
+fn start(lanes: &mut Lanes, model: &mut Model) {
+    let before = lanes.shares.loads();
+    match lanes.start(model.now) {
+        Some(super::Step::Run(start)) => {
+            model.begin(&start);
+            if start.track == Track::Turn {
+                let bot = lanes.lanes[&start.key].bot;
+                let (running, weight, _) = before[bot];
+                for (other, other_weight, may_start) in before {
+                    let waits =
+                        may_start && other as u64 * u64::from(weight) < running as u64 * u64::from(other_weight);
+                    assert!(!waits, "a bot with {other} of {other_weight} waits for one with {running} of {weight}");
+                }
+                let max = model.rules_of(&start.key).max_running;
+                assert!(max.is_none_or(|max| running < max), "more than the bot's bound");
+            }
+        }
+        Some(super::Step::Wait { key, until }) => {
+            assert!(until > model.now);
+            assert!(!model.is_running(&key, Track::Turn));
+            model.gathering.push((key, until));
+        }
+        None => {}
+    }
+}
+
+/// As the work does: a turn that was asked to end may, and a refusal may find that there is nothing to refuse.
+fn give_way(lanes: &mut Lanes, model: &mut Model, place: usize) {
+    let (key, track) = (Arc::clone(&model.running[place].key), model.running[place].track);
+    match track {
+        Track::Refusal => lanes.readmit(&key),
+        Track::Turn if model.asked.remove(&key) => {
+            *model.interruptions.entry(Arc::clone(&key)).or_default() += 1;
+            lanes.interrupted(&key);
+        }
+        Track::Turn => return,
+    }
+    model.running.swap_remove(place);
+    if track == Track::Refusal {
+        model.attempts.remove(&(key, track));
     }
 }
 
 fn drop_partition(lanes: &mut Lanes, model: &mut Model, partition: u16) {
     let dropped = lanes.drop_partition(partition);
+    let running: Vec<_> = model.running.iter().filter(|start| start.partition == partition).cloned().collect();
     for key in model.messages.keys().filter(|key| partition_of(key) == partition) {
-        assert_eq!(dropped.contains(key), !model.running.contains(key), "only running lanes outlive their partition");
+        let outlives = running.iter().any(|start| start.key == *key);
+        assert_eq!(dropped.contains(key), !outlives, "only running lanes outlive their partition");
     }
-    let running = model.running.clone();
-    model.messages.retain(|key, lane| {
-        if partition_of(key) != partition {
-            return true;
-        }
-        lane.truncate(1);
-        let keep = running.contains(key);
-        if !keep {
-            model.attempts.remove(key);
-        }
-        keep
-    });
-    model.paused.retain(|key| partition_of(key) != partition);
+    // As the engine does: the partition is forgotten when nothing of it runs any more.
+    for start in &running {
+        lanes.abandon(&start.key, start.track);
+    }
+    model.running.retain(|start| start.partition != partition);
+    model.messages.retain(|key, _| partition_of(key) != partition);
+    model.attempts.retain(|(key, _), _| partition_of(key) != partition);
+    model.interruptions.retain(|key, _| partition_of(key) != partition);
+    model.asked.retain(|key| partition_of(key) != partition);
+    model.paused.retain(|(key, _)| partition_of(key) != partition);
+    model.gathering.retain(|(key, _)| partition_of(key) != partition);
     model.reads.retain(|refill| refill.partition != partition);
 }
 
 proptest! {
     #[test]
-    fn one_at_a_time_in_order_bounded_and_never_stuck(
-        steps in steps(), max_running in 1_usize..5, backlog in 1_usize..6,
+    fn one_at_a_time_in_order_fair_bounded_and_never_stuck(
+        steps in steps(), rules in rules(), max_running in 1_usize..5, backlog in 1_usize..40,
     ) {
-        let mut lanes = Lanes::new(max_running, backlog);
-        let mut model = Model::default();
+        let mut lanes = Lanes::new(max_running, backlog, rules.clone());
+        let mut model = Model::new(rules);
         for step in &steps {
             run(&mut lanes, &mut model, step);
-            prop_assert!(lanes.running() <= max_running);
+            prop_assert!(lanes.running() <= max_running && lanes.refusing <= max_running);
         }
         // Whatever happened, everything that arrived can be brought to its end, and then nothing is left behind.
         let mut rounds = 0;
         while !model.messages.is_empty() {
-            for step in [Step::Resume { which: 0 }, Step::Read { which: 0, at_most: 3 }, Step::Start, Step::Finish { which: 0 }] {
+            let finish = Step::Finish { which: 0, at_most: usize::MAX };
+            let time = Step::Time { passes_ms: 10_000 };
+            for step in [Step::Resume { which: 0 }, Step::Read { which: 0, at_most: 3 }, Step::Start, finish, time] {
                 run(&mut lanes, &mut model, &step);
             }
             rounds += 1;
             prop_assert!(rounds < 4_000, "stuck with {:?}", model.messages);
         }
-        prop_assert!(lanes.is_empty() && lanes.ready.is_empty() && lanes.running() == 0);
+        prop_assert!(lanes.is_empty() && lanes.shares.is_idle() && lanes.running() == 0 && lanes.refusing == 0);
+        // Whatever was refused asked for an answer, of a bot that refuses.
+        prop_assert!(model.refused.iter().all(|sequence| model.asks(*sequence)));
+    }
+}
+
+fn plain() -> Label {
+    Label::Said { album: None }
+}
+
+fn lanes(burst: Burst, backlog: usize) -> Lanes {
+    let rules = Rules { burst, ..Rules::default() };
+    Lanes::new(8, backlog, HashMap::from([("web.bot".to_owned(), rules)]))
+}
+
+/// The next task's sequences, and whether it is a refusal.
+fn next(lanes: &mut Lanes, now: Instant) -> Option<(Track, Vec<u64>)> {
+    match lanes.start(now)? {
+        super::Step::Run(start) => Some((start.track, start.sequences)),
+        super::Step::Wait { .. } => panic!("nothing to wait for"),
     }
 }
 
 #[test]
 fn a_long_lane_does_not_hold_up_the_others() {
-    let mut lanes = Lanes::new(1, 64);
+    let mut lanes = Lanes::new(1, 64, HashMap::new());
+    let now = Instant::now();
     let (long, short): (LaneKey, LaneKey) = ("web.bot.user-long".into(), "web.bot.user-short".into());
     for sequence in 1..=3 {
-        lanes.admit(&long, Slot { partition: 0, sequence });
+        lanes.admit(&long, Slot { partition: 0, sequence }, plain(), now);
     }
-    lanes.admit(&short, Slot { partition: 1, sequence: 4 });
+    lanes.admit(&short, Slot { partition: 1, sequence: 4 }, plain(), now);
     let order: Vec<_> = std::iter::from_fn(|| {
-        let start = lanes.start()?;
-        lanes.done(&start.key);
-        Some(start.slot.sequence)
+        let super::Step::Run(start) = lanes.start(now)? else { return None };
+        lanes.done(&start.key, start.track, &start.sequences);
+        Some(start.sequences[0])
     })
     .collect();
     assert_eq!(order, [1, 4, 2, 3]);
 }
 
 #[test]
+fn a_busy_bot_does_not_hold_up_the_others() {
+    let mut lanes = Lanes::new(4, 64, HashMap::new());
+    let now = Instant::now();
+    for sequence in 1..=100 {
+        lanes.admit(&format!("web.busy.user-{sequence}").into(), Slot { partition: 0, sequence }, plain(), now);
+    }
+    let started: Vec<LaneKey> = std::iter::from_fn(|| match lanes.start(now)? {
+        super::Step::Run(start) => Some(start.key),
+        super::Step::Wait { .. } => None,
+    })
+    .collect();
+    assert_eq!(started.len(), 4);
+    for sequence in 101..=103 {
+        lanes.admit(&format!("web.quiet.user-{sequence}").into(), Slot { partition: 0, sequence }, plain(), now);
+    }
+    // Each of the next two places is the quiet bot's, until both have as many turns.
+    for (ended, expected) in started.iter().zip(["web.quiet", "web.quiet"]) {
+        lanes.done(ended, Track::Turn, &[ended.rsplit_once('-').unwrap().1.parse().unwrap()]);
+        let Some(super::Step::Run(start)) = lanes.start(now) else { panic!("a place is free") };
+        assert!(start.key.starts_with(expected), "{}", start.key);
+    }
+}
+
+#[test]
 fn a_flooded_lane_keeps_its_backlog_and_parks_the_rest() {
-    let mut lanes = Lanes::new(8, 4);
-    let flooded = key(0);
-    let parked = (1..=100_000)
-        .filter(|&sequence| matches!(lanes.admit(&flooded, Slot { partition: 0, sequence }), Admission::Parked { .. }));
+    let mut lanes = lanes(Burst::Queue, 4);
+    let now = Instant::now();
+    let flooded: LaneKey = "web.bot.user-0".into();
+    let parked = (1..=100_000).filter(|&sequence| {
+        matches!(lanes.admit(&flooded, Slot { partition: 0, sequence }, plain(), now), Admission::Parked { .. })
+    });
     assert_eq!(parked.count(), 100_000 - 4);
     assert_eq!(lanes.lanes[&flooded].waiting.len(), 4);
+}
+
+#[test]
+fn an_interrupted_turn_starts_again_with_both_and_runs_to_its_end_in_the_end() {
+    let mut lanes = lanes(Burst::Interrupt, 64);
+    let (now, key): (_, LaneKey) = (Instant::now(), "web.bot.user-0".into());
+    let admit = |lanes: &mut Lanes, sequence| lanes.admit(&key, Slot { partition: 0, sequence }, plain(), now);
+    admit(&mut lanes, 1);
+    for last in 1..=u64::from(INTERRUPTIONS_MAX) {
+        assert_eq!(next(&mut lanes, now), Some((Track::Turn, (1..=last).collect())));
+        assert!(matches!(admit(&mut lanes, last + 1), Admission::Waiting { interrupts: true, .. }));
+        lanes.interrupted(&key);
+    }
+    let all: Vec<u64> = (1..=u64::from(INTERRUPTIONS_MAX) + 1).collect();
+    assert_eq!(next(&mut lanes, now), Some((Track::Turn, all.clone())));
+    assert!(matches!(admit(&mut lanes, 100), Admission::Waiting { interrupts: false, .. }), "enough");
+    lanes.done(&key, Track::Turn, &all);
+    assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![100])));
+}
+
+#[test]
+fn what_comes_during_a_turn_is_refused_and_what_comes_after_is_not() {
+    let mut lanes = lanes(Burst::Reject, 64);
+    let (now, key): (_, LaneKey) = (Instant::now(), "web.bot.user-0".into());
+    for sequence in 1..=3 {
+        lanes.admit(&key, Slot { partition: 0, sequence }, plain(), now);
+    }
+    assert_eq!(next(&mut lanes, now), Some((Track::Refusal, vec![2])));
+    assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![1])));
+    assert_eq!(next(&mut lanes, now), None, "refusals of a lane go one by one");
+    lanes.done(&key, Track::Refusal, &[2]);
+    assert_eq!(next(&mut lanes, now), Some((Track::Refusal, vec![3])));
+    lanes.done(&key, Track::Turn, &[1]);
+    lanes.done(&key, Track::Refusal, &[3]);
+    assert!(lanes.is_empty());
+    lanes.admit(&key, Slot { partition: 0, sequence: 4 }, plain(), now);
+    assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![4])));
 }

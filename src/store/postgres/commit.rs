@@ -50,9 +50,9 @@ impl Statements for PgConnection {
 
     async fn insert_turns(&mut self, turns: &[TurnValues<'_>]) -> Result<HashSet<String>, sqlx::Error> {
         const INSERT: &str = "INSERT INTO turns (id, dedupe_id, stream, partition, sequence, channel, bot, peer, \
-                 conversation_id, state, reason, attempts, responder, traceparent, timings, received_at, started_at, \
-                 committed_at) \
-             SELECT * FROM UNNEST($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) \
+                 conversation_id, state, merged_into, reason, attempts, responder, traceparent, timings, received_at, \
+                 started_at, committed_at) \
+             SELECT * FROM UNNEST($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
                  AS turn (id, dedupe_id) \
              ORDER BY dedupe_id ON CONFLICT DO NOTHING RETURNING dedupe_id";
         let entered: Vec<String> = sqlx::query_scalar(INSERT)
@@ -66,6 +66,7 @@ impl Statements for PgConnection {
             .bind(turns.iter().map(|turn| &turn.peer).bind_iter())
             .bind(turns.iter().map(|turn| turn.conversation_id).bind_iter())
             .bind(turns.iter().map(|turn| turn.state).bind_iter())
+            .bind(turns.iter().map(|turn| turn.merged_into).bind_iter())
             .bind(turns.iter().map(|turn| turn.reason.as_deref()).bind_iter())
             .bind(turns.iter().map(|turn| turn.attempts).bind_iter())
             .bind(turns.iter().map(|turn| turn.responder).bind_iter())

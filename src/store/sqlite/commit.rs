@@ -62,13 +62,13 @@ impl Statements for SqliteConnection {
 
     async fn insert_turns(&mut self, turns: &[TurnValues<'_>]) -> Result<HashSet<String>, sqlx::Error> {
         const INSERT: &str = "INSERT INTO turns (id, dedupe_id, stream, partition, sequence, channel, bot, peer, \
-                 conversation_id, state, reason, attempts, responder, traceparent, timings, received_at, started_at, \
-                 committed_at) \
+                 conversation_id, state, merged_into, reason, attempts, responder, traceparent, timings, received_at, \
+                 started_at, committed_at) \
              SELECT value ->> 'id', value ->> 'dedupe_id', value ->> 'stream', value ->> 'partition', \
                  value ->> 'sequence', value ->> 'channel', value ->> 'bot', value ->> 'peer', \
-                 value ->> 'conversation_id', value ->> 'state', value ->> 'reason', value ->> 'attempts', \
-                 value ->> 'responder', value ->> 'traceparent', value -> 'timings', value ->> 'received_at', \
-                 value ->> 'started_at', value ->> 'committed_at' \
+                 value ->> 'conversation_id', value ->> 'state', value ->> 'merged_into', value ->> 'reason', \
+                 value ->> 'attempts', value ->> 'responder', value ->> 'traceparent', value -> 'timings', \
+                 value ->> 'received_at', value ->> 'started_at', value ->> 'committed_at' \
              FROM jsonb_each($1) WHERE TRUE ON CONFLICT DO NOTHING RETURNING dedupe_id";
         let entered: Vec<String> = sqlx::query_scalar(INSERT).bind(Json(turns)).fetch_all(self).await?;
         Ok(entered.into_iter().collect())

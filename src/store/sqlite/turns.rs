@@ -48,7 +48,7 @@ impl Sqlite {
     }
 
     pub(in crate::store) async fn turn(&self, turn_id: Uuid) -> Result<Option<Turn>, StoreError> {
-        const FIND: &str = "SELECT id, conversation_id, state, reason, attempts, responder, stream, sequence, \
+        const FIND: &str = "SELECT id, conversation_id, state, merged_into, reason, attempts, responder, stream, sequence, \
              traceparent, received_at, committed_at FROM turns WHERE id = $1";
         const REPLIES: &str = concat!(
             "SELECT ",
@@ -67,8 +67,9 @@ impl Sqlite {
     }
 
     pub(in crate::store) async fn ledger_faults(&self) -> Result<LedgerFaults, StoreError> {
-        const DOUBLED: &str = "SELECT turn_id FROM messages WHERE turn_id IS NOT NULL AND role = 'user' \
-             GROUP BY turn_id HAVING count(*) > 1 ORDER BY turn_id LIMIT 1000";
+        const DOUBLED: &str = "SELECT m.turn_id FROM messages m WHERE m.turn_id IS NOT NULL AND m.role = 'user' \
+             GROUP BY m.turn_id HAVING count(*) <> 1 + (SELECT count(*) FROM turns t WHERE t.merged_into = m.turn_id) \
+             ORDER BY m.turn_id LIMIT 1000";
         const OUT_OF_ORDER: &str = "WITH spans AS ( \
                  SELECT t.id, m.conversation_id, t.stream, t.sequence, \
                      min(m.ordinal) AS first_ordinal, max(m.ordinal) AS last_ordinal \

@@ -1,0 +1,162 @@
+//! The messages of one turn: what they are to the lane's burst policy, and what becomes of each in the ledger.
+//!
+//! Pure. Invariants: each message gets one row; the last is answered, and the rows of those before it name its turn.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use uuid::Uuid;
+
+use super::decode;
+use crate::config::{self, Bot};
+use crate::message::{Envelope, Event, InboundMessage, SCHEMA_VERSION, TerminalState, Timestamp};
+use crate::responder::NewUserMessage;
+use crate::scheduler::bursts::Label;
+use crate::scheduler::{Task, Verdict};
+use crate::store::{Committed, MergedMessage, TurnTimings};
+use crate::stream::StreamMessage;
+
+/// As much of an envelope as the policy depends on.
+#[derive(Deserialize)]
+struct Glance {
+    event: GlancedEvent,
+}
+
+#[derive(Deserialize)]
+struct GlancedEvent {
+    r#type: String,
+    #[serde(default)]
+    album_id: Option<Arc<str>>,
+    #[serde(default)]
+    payload: Option<IgnoredAny>,
+}
+
+/// What a message is to the policy of its lane.
+pub(super) fn label(message: &StreamMessage) -> Label {
+    let is_newer = message.schema_version.is_some_and(|version| version > SCHEMA_VERSION);
+    let glance = serde_json::from_slice::<Glance>(&message.payload).ok().filter(|_| !is_newer);
+    match glance.map(|glance| glance.event) {
+        Some(event) if event.r#type == "ignored" => Label::Aside,
+        Some(event) if event.r#type == "message" && event.payload.is_some() => Label::Pressed,
+        Some(event) if event.r#type == "message" => Label::Said { album: event.album_id },
+        _ => Label::Opaque,
+    }
+}
+
+/// The messages of a turn, read.
+pub(super) struct Burst<'a> {
+    pub(super) task: &'a Task,
+    /// The one that is answered.
+    pub(super) envelope: Envelope,
+    /// Those before it, in order; of one that came twice only the last.
+    pub(super) earlier: Vec<(&'a Arc<StreamMessage>, Envelope)>,
+}
+
+impl<'a> Burst<'a> {
+    /// # Errors
+    /// When a message cannot be read: it, and how a turn of it alone ends.
+    pub(super) fn read(task: &'a Task) -> Result<Self, (&'a Arc<StreamMessage>, Box<Verdict<Committed>>)> {
+        let envelope_of = |message: &'a Arc<StreamMessage>| decode(message).map_err(|verdict| (message, verdict));
+        let envelope = envelope_of(task.message())?;
+        let mut earlier = Vec::with_capacity(task.earlier().len());
+        for message in distinct(task) {
+            earlier.push((message, envelope_of(message)?));
+        }
+        Ok(Self { task, envelope, earlier })
+    }
+
+    /// The turn under whose id the steps of this one are journaled: it stays while later messages join.
+    pub(super) fn first_turn_id(&self) -> Uuid {
+        self.earlier.first().map_or(self.envelope.turn_id, |(_, envelope)| envelope.turn_id)
+    }
+
+    /// What was said, in order.
+    pub(super) fn said(&self) -> impl Iterator<Item = (&Envelope, &InboundMessage)> {
+        let envelopes = self.earlier.iter().map(|(_, envelope)| envelope).chain([&self.envelope]);
+        envelopes.filter_map(|envelope| said(envelope).map(|message| (envelope, message)))
+    }
+
+    /// The same for the responder.
+    pub(super) fn new_messages(&self) -> Vec<NewUserMessage> {
+        let new = |(envelope, message): (&Envelope, &InboundMessage)| NewUserMessage {
+            message: message.clone(),
+            sender: envelope.sender.clone(),
+        };
+        self.said().map(new).collect()
+    }
+
+    /// The rows of the earlier messages in a turn that answers the last one. Under `interrupt` a later message takes the
+    /// place of the earlier ones, unless they are parts of one album.
+    pub(super) fn merged(&self, bot: &Bot) -> Vec<MergedMessage> {
+        let album = said(&self.envelope).and_then(|message| message.album_id.as_deref());
+        let row = |(message, envelope): &(&Arc<StreamMessage>, Envelope)| {
+            let (state, reason) = match &envelope.event {
+                Event::Ignored { kind, reason } => (TerminalState::Ignored, Some(ignored(kind, reason))),
+                Event::Message(said) if bot.burst == config::Burst::Interrupt => {
+                    let is_part = album.is_some() && said.album_id.as_deref() == album;
+                    (if is_part { TerminalState::Merged } else { TerminalState::Superseded }, None)
+                }
+                Event::Message(_) | Event::Agent { .. } => (TerminalState::Merged, None),
+            };
+            MergedMessage { state, reason, ..row(self.task, message, envelope) }
+        };
+        self.earlier.iter().map(row).collect()
+    }
+
+    /// The rows of the earlier messages when the turn is given up for this reason.
+    pub(super) fn given_up(&self, why: &str) -> Vec<MergedMessage> {
+        let row = |(message, envelope): &(&Arc<StreamMessage>, Envelope)| {
+            let (state, reason) = match &envelope.event {
+                Event::Ignored { kind, reason } => (TerminalState::Ignored, ignored(kind, reason)),
+                Event::Message(_) | Event::Agent { .. } => (TerminalState::DeadLettered, why.to_owned()),
+            };
+            MergedMessage { state, reason: Some(reason), ..row(self.task, message, envelope) }
+        };
+        self.earlier.iter().map(row).collect()
+    }
+}
+
+/// Why an event is not answered, as the ledger has it.
+pub(super) fn ignored(kind: &str, reason: &str) -> String {
+    format!("{kind}: {reason}")
+}
+
+/// Where the time of a message went before its turn.
+pub(super) fn timings(message: &StreamMessage, started_at: Timestamp) -> TurnTimings {
+    TurnTimings {
+        stream_wait_us: message.delivered_at.micros_since(message.published_at),
+        lane_wait_us: started_at.micros_since(message.delivered_at),
+        responder_us: 0,
+    }
+}
+
+/// The earlier messages without those that come again behind: the ledger has one row for both.
+fn distinct(task: &Task) -> Vec<&Arc<StreamMessage>> {
+    let mut seen = HashSet::from([task.message().message_id.as_str()]);
+    let mut distinct: Vec<_> =
+        task.earlier().iter().rev().filter(|message| seen.insert(message.message_id.as_str())).collect();
+    distinct.reverse();
+    distinct
+}
+
+fn said(envelope: &Envelope) -> Option<&InboundMessage> {
+    match &envelope.event {
+        Event::Message(message) => Some(message),
+        Event::Agent { .. } | Event::Ignored { .. } => None,
+    }
+}
+
+fn row(task: &Task, message: &StreamMessage, envelope: &Envelope) -> MergedMessage {
+    MergedMessage {
+        turn_id: envelope.turn_id,
+        dedupe_id: message.message_id.clone(),
+        sequence: message.sequence,
+        state: TerminalState::Merged,
+        reason: None,
+        traceparent: message.traceparent.clone(),
+        timings: timings(message, task.started_at),
+        received_at: envelope.received_at,
+    }
+}
