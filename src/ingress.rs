@@ -32,6 +32,7 @@ mod agents;
 mod chat;
 mod conversations;
 mod cors;
+mod events;
 mod extract;
 mod health;
 mod page;
@@ -43,7 +44,7 @@ mod webhooks;
 /// memory they can take; 1,024 publishes in flight are where JetStream's throughput levels off.
 const REQUESTS_MAX: usize = 1_024;
 
-/// Chat callers that wait for an answer at once; each is a subscription and a socket.
+/// Chat callers that wait for an answer at once, those of events included; each is a subscription or two and a socket.
 const WAITING_MAX: usize = 10_000;
 
 /// A body must have come within this time: slower than any platform, faster than a slow-drip attack.
@@ -63,7 +64,7 @@ pub struct Ingress {
     max_body_bytes: usize,
     metrics: metric::Metrics,
     requests: Semaphore,
-    waiting: Semaphore,
+    waiting: Arc<Semaphore>,
     /// Cancelled when the process begins to stop: not ready any more.
     draining: CancellationToken,
     /// Cancelled when no more turns will finish here: nobody waits any longer.
@@ -97,7 +98,7 @@ impl Ingress {
             max_body_bytes: config.http.max_body_bytes,
             metrics,
             requests: Semaphore::new(REQUESTS_MAX),
-            waiting: Semaphore::new(WAITING_MAX),
+            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             draining,
             closing,
         }

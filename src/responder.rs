@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -19,9 +18,11 @@ use crate::config::{Config, ResponderConfig, ResponderKind};
 use crate::message::{Attachment, ConversationKey, InboundMessage, Platform, ReplyMessage, Role, Sender};
 use crate::model;
 use crate::store::{NewAction, StoredMessage};
+pub use crate::stream::ToolState;
 use crate::tool::Toolbox;
 
 pub mod assistant;
+mod deltas;
 pub mod echo;
 pub mod history;
 pub mod http;
@@ -31,6 +32,8 @@ pub mod script;
 pub mod workflow;
 
 use assistant::{Assistant, Tools};
+pub use deltas::Deltas;
+pub(crate) use deltas::Draft;
 use echo::Echo;
 use http::HttpResponder;
 use journal::Journal;
@@ -94,26 +97,6 @@ impl TurnContext {
             cancellation: CancellationToken::new(),
             journal: Journal::in_memory(turn_id),
             deltas: Deltas::default(),
-        }
-    }
-}
-
-/// Takes the text of a reply while it is being made, for those who watch.
-#[derive(Debug, Clone, Default)]
-pub struct Deltas(Option<mpsc::UnboundedSender<String>>);
-
-impl Deltas {
-    /// Hands each piece to a listener, in order.
-    #[must_use]
-    pub const fn to(listener: mpsc::UnboundedSender<String>) -> Self {
-        Self(Some(listener))
-    }
-
-    /// The next piece of text. Whether anybody reads it makes no difference.
-    pub fn send(&self, text: &str) {
-        if let Some(listener) = self.0.as_ref().filter(|_| !text.is_empty()) {
-            // A listener who has left does not hear it.
-            let _ = listener.send(text.to_owned());
         }
     }
 }

@@ -35,6 +35,8 @@ use crate::stream::{self, Connection, Lane, Publisher, StreamHandle};
 use crate::telemetry::{Metrics, chain};
 use crate::tool::Toolbox;
 use crate::turn::outbox::Outbox;
+use crate::turn::progress::Audience;
+use crate::turn::typing::Typing;
 use crate::turn::{self, Settings, Turns};
 
 /// How long the database and NATS may take to come up at start, as when a whole machine boots.
@@ -202,19 +204,22 @@ impl Running {
         stream::ensure(connection, &config.nats, Lane::Dead).await?;
         let publisher = Publisher::new(connection.clone(), config.nats.partitions);
         let stopping = Stopping::default();
+        let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
         let platforms = Arc::new(Platforms::new(&config.bots)?);
         let mut shares = Vec::new();
         if roles.worker {
+            let audience = Audience::new(publisher.clone());
+            tokio::spawn(audience.clone().listen(closing.clone()));
             let outbox = Outbox::new(store.clone(), publisher.clone());
             tokio::spawn(outbox.clone().sweep(inbound.clone(), config.nats.partitions, stopping.drain.clone()));
-            let turns = turns(config, store, &publisher, responders);
+            let typing = Typing::new(Arc::clone(&platforms));
+            let turns = turns(config, store, &publisher, responders, audience, typing);
             shares.push(Share::join(turns, outbox, config, &inbound, store, turn_limits(config), &stopping).await?);
         }
         if roles.egress {
-            let egress = Egress::new(store.clone(), publisher.clone(), config.bots.clone(), Arc::clone(&platforms));
+            let egress = Egress::new(store.clone(), publisher.clone(), config.bots.clone(), platforms);
             shares.push(Share::join(egress, (), config, &outbound, store, send_limits(), &stopping).await?);
         }
-        let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
         tokio::spawn({
             let (metrics, closing) = (metrics.clone(), closing.clone());
             async move { metrics.run_upkeep(closing).await }
@@ -363,7 +368,14 @@ struct Stopping {
     halt: CancellationToken,
 }
 
-fn turns(config: &Config, store: &Store, publisher: &Publisher, responders: Responders) -> Turns {
+fn turns(
+    config: &Config,
+    store: &Store,
+    publisher: &Publisher,
+    responders: Responders,
+    audience: Audience,
+    typing: Typing,
+) -> Turns {
     let bots: BTreeMap<String, Settings> = config
         .bots
         .iter()
@@ -379,6 +391,8 @@ fn turns(config: &Config, store: &Store, publisher: &Publisher, responders: Resp
         bots,
         responders,
         cache: HistoryCache::new(HISTORY_CACHE_BYTES, history_messages as usize),
+        audience,
+        typing,
         history_messages,
         turn_timeout: config.worker.turn_timeout,
     }

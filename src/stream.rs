@@ -20,10 +20,12 @@ use crate::message::ConversationKey;
 pub(crate) use deliver::HEARTBEAT_AFTER;
 pub use deliver::{Delivery, Lost, Source, SourceError, StreamMessage};
 pub(crate) use floor::{keep_floors, kept_floors};
+pub use progress::{Progress, ToolNote, ToolState};
 pub use publish::{DeadLetter, PublishError, Published, Publisher};
 
 mod deliver;
 mod floor;
+mod progress;
 mod publish;
 
 /// Names the schema version of a message's body, so that a reader can refuse what it does not understand.
@@ -94,6 +96,30 @@ impl Names {
     #[must_use]
     pub fn turn_notice(&self, turn_id: uuid::Uuid) -> String {
         format!("{}.turns.{turn_id}", self.namespace)
+    }
+
+    /// Core NATS: what a running turn has made so far, for those who watch it.
+    #[must_use]
+    pub fn turn_progress(&self, turn_id: uuid::Uuid) -> String {
+        format!("{}.turns.{turn_id}.progress", self.namespace)
+    }
+
+    /// Core NATS: whoever watches a turn says so here, to every process that may run it.
+    #[must_use]
+    pub fn turn_watch(&self, turn_id: uuid::Uuid) -> String {
+        format!("{}.turns.{turn_id}.watch", self.namespace)
+    }
+
+    /// [`Names::turn_watch`] of every turn.
+    #[must_use]
+    pub fn turn_watches(&self) -> String {
+        format!("{}.turns.*.watch", self.namespace)
+    }
+
+    /// The turn in a subject of [`Names::turn_watches`].
+    pub(crate) fn watched_turn(&self, subject: &str) -> Option<uuid::Uuid> {
+        let rest = subject.strip_prefix(self.namespace.as_str())?.strip_prefix(".turns.")?;
+        rest.strip_suffix(".watch")?.parse().ok()
     }
 
     /// The KV bucket of members and leases.

@@ -17,14 +17,16 @@ use uuid::Uuid;
 
 use self::burst::Burst;
 use self::compose::{compose, frame, new_conversation, parts, unsaved};
+use self::progress::Audience;
 use self::trace::{process_span, record_waits};
+use self::typing::Typing;
 use crate::config::Bot;
 use crate::message::{
     Channel, ConversationKey, ConversationStatus, Envelope, Event, Peer, ReplyMessage, SCHEMA_VERSION, TerminalState,
 };
 use crate::responder::history::{self, Budget, HistoryCache};
 use crate::responder::journal::{Fault, Journal};
-use crate::responder::{ConversationView, Deltas, Reply, Responder, Responders, TurnContext, TurnError, TurnRequest};
+use crate::responder::{ConversationView, Reply, Responder, Responders, TurnContext, TurnError, TurnRequest};
 use crate::scheduler::bursts::Label;
 use crate::scheduler::{Failure, Task, Verdict, Work};
 use crate::store::{
@@ -37,7 +39,9 @@ use crate::telemetry::{chain, json_fault, metric};
 mod burst;
 mod compose;
 pub mod outbox;
+pub mod progress;
 mod trace;
+pub mod typing;
 
 /// How a bot's turns are run.
 #[derive(Debug, Clone)]
@@ -53,6 +57,8 @@ pub struct Turns {
     pub bots: BTreeMap<String, Settings>,
     pub responders: Responders,
     pub cache: HistoryCache,
+    pub audience: Audience,
+    pub typing: Typing,
     /// Messages read of a history: as many as the bot with the widest budget may send.
     pub history_messages: u32,
     /// One attempt may take this long.
@@ -259,18 +265,20 @@ impl Turns {
             history: history::prune(&history, settings.budget).into(),
             prompt: None,
         };
+        let run = self.audience.begin(task, envelope);
         let context = TurnContext {
             turn_id: envelope.turn_id,
             attempt: task.attempt,
             deadline: tokio::time::Instant::now() + self.turn_timeout,
             cancellation: task.cancellation.clone(),
             journal: Journal::durable(burst.first_turn_id(), self.store.clone(), burst.task.ownership),
-            deltas: Deltas::default(),
+            deltas: run.deltas(),
         };
         let span =
             tracing::info_span!("invoke_agent", otel.name = format!("invoke_agent {name}"), otel.kind = "internal");
         let started = std::time::Instant::now();
-        let reply = ask(responder.as_ref(), &context, &request, &task.interruption).instrument(span).await;
+        let reply = ask(responder.as_ref(), &context, &request, &task.interruption);
+        let reply = run.during(self.typing.during(&settings.bot, &envelope.key, reply)).instrument(span).await;
         *responder_time = started.elapsed();
         let reply = reply.map_err(Box::new)?;
         let steps = context.journal.written().await;

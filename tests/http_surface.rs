@@ -83,7 +83,7 @@ async fn pages_of_listed_origins_may_talk_and_no_others() {
     for origin in [SHOP, FORUM] {
         let answer = preflight(origin, "/v1/chat").await;
         assert_eq!(answer.status(), StatusCode::NO_CONTENT);
-        let headers = "Authorization, Content-Type, Idempotency-Key, Prefer";
+        let headers = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, Prefer";
         for (name, value) in [
             ("access-control-allow-origin", origin),
             ("access-control-allow-headers", headers),

@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::expected::{
-    Expected, NAME_ALPHABET, base_url, duration, in_name_alphabet, is_name, name, origin, text, whole, word,
+    Expected, NAME_ALPHABET, base_url, duration, flag, in_name_alphabet, is_name, name, origin, text, whole, word,
 };
 use super::problem::{nearest, quoted};
 use super::reader::{Table, Value};
@@ -53,6 +53,7 @@ const CHANNELS: &[(&str, Channel)] =
 
 /// Every key that not all channels have, and the channels that have it.
 const CHANNEL_KEYS: &[(&str, &[Channel])] = &[
+    ("typing", &[Channel::Telegram, Channel::Messenger]),
     ("token", &[Channel::Telegram]),
     ("webhook_secret", &[Channel::Telegram]),
     ("updates", &[Channel::Telegram]),
@@ -107,6 +108,11 @@ fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accoun
         table.optional("on_uncertain", &word(&[("resend", OnUncertain::Resend), ("hold", OnUncertain::Hold)], &[]));
     let failure_reply = table.optional("failure_reply", &text(REPLY_CHARS_MAX));
 
+    let typing = match channel {
+        Some(Channel::Telegram | Channel::Messenger) => table.optional("typing", &flag()),
+        Some(Channel::Web) | None => None,
+    };
+
     let settings = match channel {
         Some(Channel::Telegram) => telegram(name, table, accounts).map(BotChannel::Telegram),
         Some(Channel::Messenger) => messenger(name, table, accounts).map(BotChannel::Messenger),
@@ -128,6 +134,7 @@ fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accoun
         reply_in_flight: reply_in_flight.unwrap_or(ReplyInFlight::Send),
         on_uncertain: on_uncertain.unwrap_or(OnUncertain::Hold),
         failure_reply,
+        typing: typing.unwrap_or(true),
         channel: settings?,
     })
 }

@@ -229,6 +229,8 @@ pub struct Bot {
     pub on_uncertain: OnUncertain,
     /// Sent when a turn is dead-lettered; absent: silence.
     pub failure_reply: Option<String>,
+    /// Show in the chat that the bot is typing while a turn runs; without meaning for web bots.
+    pub typing: bool,
     pub channel: BotChannel,
 }
 
@@ -259,6 +261,7 @@ impl Bot {
             reply_in_flight: ReplyInFlight::Send,
             on_uncertain: OnUncertain::Hold,
             failure_reply: None,
+            typing: true,
             channel: BotChannel::Web(web),
         }
     }

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::access::{Access, Caller};
+use super::events::{self, Watch};
 use super::problem::Problem;
 use super::{Ingress, RETRY_AFTER_SECONDS, Shared, agents, conversations, json as answer, store_problem, turns};
 use crate::channel::Verified;
@@ -54,23 +55,32 @@ pub(super) fn routes() -> Router<Arc<Ingress>> {
     Router::new()
         .route("/v1/chat", post(chat))
         .route("/v1/turns/{turn_id}", get(turns::show))
+        .route("/v1/turns/{turn_id}/events", get(events::resume))
         .route("/v1/conversations", get(conversations::list))
         .route("/v1/conversations/{id}", get(conversations::show).patch(conversations::patch))
         .route("/v1/conversations/{id}/messages", get(conversations::messages).post(agents::post))
 }
 
 async fn chat(State(ingress): Shared, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
-    let queued = {
+    let (queued, watch) = {
         let _permit = ingress.admit()?;
         let access = ingress.access(&headers)?;
         let bytes = ingress.body(body).await?;
         let request = ChatRequest::read(&bytes)?;
         let preference = Preference::read(&headers)?;
         let key = idempotency_key(&headers)?;
+        let seat = events::asked_for(&headers).then(|| ingress.seat()).transpose()?;
         let turn = ingress.identify(&access, &request, key.as_deref()).await?;
-        ingress.enqueue(&request, turn, preference).await?
+        let watch = match seat {
+            Some(seat) => Some(Watch::begin(&ingress, turn.turn_id, seat).await?),
+            None => None,
+        };
+        (ingress.enqueue(&request, turn, preference, watch.is_some()).await?, watch)
     };
-    queued.answer(&ingress).await
+    match watch {
+        Some(watch) => Ok(watch.respond(ingress, &headers, queued.view())),
+        None => queued.answer(&ingress).await,
+    }
 }
 
 /// A request whose every field is well-formed.
@@ -291,10 +301,12 @@ impl Ingress {
         request: &ChatRequest,
         turn: Identified,
         preference: Preference,
+        watched: bool,
     ) -> Result<Queued, Problem> {
         // Listening begins before publishing, so that the notice cannot come in between.
         let waiting = match preference {
             Preference { asynchronous: true, wait: None } => None,
+            _ if watched => None,
             _ => {
                 let subject = self.connection.names.turn_notice(turn.turn_id);
                 self.connection.client.subscribe(subject).await.ok()
@@ -341,17 +353,16 @@ impl Queued {
         Ok(response)
     }
 
+    fn view(&self) -> Value {
+        let mut view = turns::queued(self.turn.conversation_id, self.turn.turn_id, None);
+        view["trace_id"] = json!(self.trace_id);
+        view
+    }
+
     fn accepted(&self) -> Response {
-        let url = format!("/v1/turns/{}", self.turn.turn_id);
-        let body = json!({
-            "conversation_id": self.turn.conversation_id,
-            "turn_id": self.turn.turn_id,
-            "status": "queued",
-            "url": url,
-            "trace_id": self.trace_id,
-        });
+        let body = self.view();
         let mut response = answer(202, &body);
-        if let Ok(location) = HeaderValue::from_str(&url) {
+        if let Some(location) = body["url"].as_str().and_then(|url| HeaderValue::from_str(url).ok()) {
             response.headers_mut().insert("location", location);
         }
         response.headers_mut().insert("retry-after", HeaderValue::from(RETRY_AFTER_SECONDS));

@@ -15,7 +15,8 @@ use super::Ingress;
 use super::access::{as_web, foreign_origin};
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PATCH");
-const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static("Authorization, Content-Type, Idempotency-Key, Prefer");
+const REQUEST_HEADERS: HeaderValue =
+    HeaderValue::from_static("Authorization, Content-Type, Idempotency-Key, Last-Event-ID, Prefer");
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("Location, Retry-After, Preference-Applied");
 
 /// Seconds for which a browser need not ask again: the longest that any of them keeps is two hours (Chromium).

@@ -17,7 +17,6 @@ pub(super) struct OfDevice {
     device_id: Option<String>,
 }
 
-/// The turn's id is not guessable and was told only to its caller, who therefore needs no device id here.
 pub(super) async fn show(
     State(ingress): Shared,
     Segment(turn_id): Segment,
@@ -25,8 +24,30 @@ pub(super) async fn show(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let _permit = ingress.admit()?;
-    let access = ingress.access(&headers)?;
-    let turn_id = Uuid::parse_str(&turn_id).map_err(|_| Problem::field(400, "turn_id", "must be a UUID."))?;
+    let found = find(&ingress, &turn_id, &query, &headers).await?;
+    match found.turn {
+        Some(turn) => Ok(answer(200, &view(&ingress, &turn).await?)),
+        None => Ok(answer(200, &queued(found.conversation_id, found.turn_id, None))),
+    }
+}
+
+/// A turn that a caller may see.
+pub(super) struct Found {
+    pub(super) turn_id: Uuid,
+    pub(super) conversation_id: Uuid,
+    /// Once it has ended.
+    pub(super) turn: Option<Turn>,
+}
+
+/// The turn's id is not guessable and was told only to its caller, who therefore needs no device id here.
+pub(super) async fn find(
+    ingress: &Ingress,
+    turn_id: &str,
+    query: &OfDevice,
+    headers: &HeaderMap,
+) -> Result<Found, Problem> {
+    let access = ingress.access(headers)?;
+    let turn_id = Uuid::parse_str(turn_id).map_err(|_| Problem::field(400, "turn_id", "must be a UUID."))?;
     let turn = ingress.store.turn(turn_id).await.map_err(|error| store_problem(&error))?;
     let claimed = ingress.store.claimed_turn(turn_id).await.map_err(|error| store_problem(&error))?;
     let conversation_id = turn.as_ref().and_then(|turn| turn.conversation_id).or(claimed).ok_or_else(not_found)?;
@@ -36,18 +57,25 @@ pub(super) async fn show(
     if !access.may_see(&conversation, device_id) {
         return Err(not_found());
     }
-    match turn {
-        Some(turn) => Ok(answer(200, &view(&ingress, &turn).await?)),
-        None => Ok(answer(
-            200,
-            &json!({
-                "conversation_id": conversation_id,
-                "turn_id": turn_id,
-                "status": "queued",
-                "url": format!("/v1/turns/{turn_id}"),
-            }),
-        )),
+    Ok(Found { turn_id, conversation_id, turn })
+}
+
+/// A turn that has not ended.
+pub(super) fn queued(conversation_id: Uuid, turn_id: Uuid, trace_id: Option<&str>) -> Value {
+    let mut view = json!({
+        "conversation_id": conversation_id,
+        "turn_id": turn_id,
+        "status": "queued",
+        "url": format!("/v1/turns/{turn_id}"),
+    });
+    if let Some(trace_id) = trace_id {
+        view["trace_id"] = json!(trace_id);
     }
+    view
+}
+
+pub(super) fn trace_id(turn: &Turn) -> Option<&str> {
+    turn.traceparent.as_deref().and_then(|traceparent| traceparent.split('-').nth(1))
 }
 
 /// A finished turn. A merged or superseded message has no reply of its own: `merged_into` and `url` tell where it is. `reply` is the first of `replies`; a given-up turn's failure reply, which is not in the history, comes
@@ -93,7 +121,7 @@ pub(super) async fn view(ingress: &Ingress, turn: &Turn) -> Result<Value, Proble
         "url": format!("/v1/turns/{}", turn.merged_into.unwrap_or(turn.id)),
         "reply": replies.first(),
         "replies": replies,
-        "trace_id": turn.traceparent.as_deref().and_then(|traceparent| traceparent.split('-').nth(1)),
+        "trace_id": trace_id(turn),
     }))
 }
 

@@ -84,6 +84,10 @@ impl Assistant {
             if answer.tool_calls.is_empty() || tools_off {
                 return reply(answer, &talk);
             }
+            if !answer.content.is_empty() {
+                // What a model says before it calls a tool is a paragraph of its own to those who watch.
+                context.deltas.send("\n\n");
+            }
             let plan = |call| bounds.plan(call, &tools.toolbox, &offered);
             let plans: Vec<Plan> = answer.tool_calls.iter().map(plan).collect();
             let asked = confirm::questions(&answer, &plans, request);

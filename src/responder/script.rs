@@ -6,7 +6,7 @@
 //! reply = "Hello, $name!"                     # or replies = [..]: one of them; or messages = [..]: all of them
 //! metadata = { name = "$name" }               # merged into the conversation's metadata; texts are filled
 //! buttons = [{ label = "Help" }]              # under the last message; payload = ".." where it is not the label
-//! delay = { min = "200ms", max = "2s" }       # or delay = "200ms"
+//! delay = { min = "200ms", max = "2s" }       # or delay = "200ms"; who watches sees the words come meanwhile
 //! handoff = true                              # a person takes over
 //!
 //! [[rule]]
@@ -31,6 +31,7 @@ use std::time::Duration;
 use regex::{Captures, Regex};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Reply, Responder, TurnContext, TurnError, TurnRequest, new_text, within};
@@ -140,11 +141,13 @@ impl Responder for Script {
             attempt: context.attempt,
             count: said + request.messages.len(),
         };
-        let delay = rule.delay.map_or(Duration::ZERO, |delay| delay.draw(context));
-        within(context, tokio::time::sleep(delay)).await?;
+        let reply = rule.reply(context.turn_id, &values);
+        if let Some(delay) = rule.delay {
+            within(context, say_slowly(context, &reply, delay.draw(context))).await?;
+        }
         match rule.failure.as_ref().filter(|failure| failure.when.strikes(context)) {
             Some(failure) => Err(failure.error()),
-            None => Ok(rule.reply(context.turn_id, &values)),
+            None => Ok(reply),
         }
     }
 }
@@ -165,6 +168,20 @@ impl Rule {
             ..Reply::default()
         }
     }
+}
+
+/// Spreads the words of a reply over its delay, as a model would.
+async fn say_slowly(context: &TurnContext, reply: &Reply, delay: Duration) {
+    let began_at = Instant::now();
+    let texts: Vec<_> = reply.messages.iter().map(|message| message.content.as_str()).collect();
+    let text = texts.join("\n\n");
+    let words: Vec<_> = text.split_inclusive(char::is_whitespace).collect();
+    let count = u32::try_from(words.len()).unwrap_or(u32::MAX);
+    for (word, number) in words.into_iter().zip(1..=count) {
+        tokio::time::sleep_until(began_at + delay / count * number).await;
+        context.deltas.send(word);
+    }
+    tokio::time::sleep_until(began_at + delay).await;
 }
 
 impl Delay {

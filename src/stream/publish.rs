@@ -65,7 +65,7 @@ pub struct DeadLetter<'a> {
 /// Publishes to the deployment's streams; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Publisher {
-    connection: Connection,
+    pub(super) connection: Connection,
     partitions: u16,
 }
 

@@ -36,6 +36,9 @@ pub const MODEL_TOKENS: &str = "gen_ai_client_token_usage";
 pub const TOOL_CALLS: &str = "turnwise_tool_calls_total";
 pub const TOOL_SERVER_UP: &str = "turnwise_tool_server_up";
 pub const EGRESS_ATTEMPTS: &str = "turnwise_egress_attempts_total";
+pub const TYPING: &str = "turnwise_typing_total";
+pub const EVENT_STREAMS: &str = "turnwise_event_streams";
+pub const EVENT_STREAMS_ENDED: &str = "turnwise_event_streams_ended_total";
 
 /// 10 ms doubling to 81.92 s: a turn is a model call, and a model call takes seconds.
 const DURATION_BUCKETS_SECONDS: [f64; 14] =
@@ -204,15 +207,38 @@ pub fn dead_letter(reason: &'static str) {
 
 /// One attempt at a platform; `status` is `None` when no answer came.
 pub fn egress_attempt(channel: Channel, status: Option<u16>) {
-    let class = match status {
+    counter!(EGRESS_ATTEMPTS, "channel" => channel.as_str(), "status_class" => class(status)).increment(1);
+}
+
+/// "Is typing" was to be shown; `status` is `None` when no answer came.
+pub fn typing(channel: Channel, status: Option<u16>) {
+    counter!(TYPING, "channel" => channel.as_str(), "status_class" => class(status)).increment(1);
+}
+
+/// A caller began to be sent a turn's events.
+pub fn event_stream_began() {
+    gauge!(EVENT_STREAMS).increment(1.0);
+}
+
+/// Its connection is free again.
+pub fn event_stream_closed() {
+    gauge!(EVENT_STREAMS).decrement(1.0);
+}
+
+/// It is sent nothing more.
+pub fn event_stream_ended(reason: &'static str) {
+    counter!(EVENT_STREAMS_ENDED, "reason" => reason).increment(1);
+}
+
+fn class(status: Option<u16>) -> &'static str {
+    match status {
         None => "none",
         Some(100..=199) => "1xx",
         Some(200..=299) => "2xx",
         Some(300..=399) => "3xx",
         Some(400..=499) => "4xx",
         Some(_) => "5xx",
-    };
-    counter!(EGRESS_ATTEMPTS, "channel" => channel.as_str(), "status_class" => class).increment(1);
+    }
 }
 
 fn install_recorder() -> anyhow::Result<PrometheusHandle> {
@@ -253,6 +279,7 @@ pub fn describe_metrics() {
 fn show_unlabelled_series() {
     scheduler_size(0, 0);
     counter!(COMMITS_FENCED).absolute(0);
+    gauge!(EVENT_STREAMS).set(0.0);
 }
 
 const COUNTERS: &[(&str, &str)] = &[
@@ -264,12 +291,15 @@ const COUNTERS: &[(&str, &str)] = &[
     (DEAD_LETTERS, "Messages given up after their attempts, by reason."),
     (TOOL_CALLS, "Calls of tools, by outcome; unknown means that nobody can tell whether the call happened."),
     (EGRESS_ATTEMPTS, "Attempts to deliver to a platform, by class of the HTTP status; none means no answer came."),
+    (TYPING, "Calls that show that a bot is typing, by class of the HTTP status; none means no answer came."),
+    (EVENT_STREAMS_ENDED, "Callers that are sent no more events of a turn, by reason."),
 ];
 
 const GAUGES: &[(&str, &str)] = &[
     (TURNS_IN_FLIGHT, "Turns running now in this process."),
     (LANES, "Conversations with running or waiting messages in this process."),
     (PARTITION_OWNED, "1 for a partition that this process works on, 0 for another."),
+    (EVENT_STREAMS, "Callers that are being sent the events of a turn by this process."),
     (TOOL_SERVER_UP, "1 while there is a session with an MCP server, 0 while there is none."),
     (MEMBERS, "Processes that share the work on a stream, as this process sees it."),
 ];
@@ -320,6 +350,11 @@ mod tests {
         tool_server_up("files", true);
         egress_attempt(Channel::Messenger, Some(429));
         egress_attempt(Channel::Messenger, None);
+        typing(Channel::Telegram, Some(200));
+        event_stream_began();
+        event_stream_began();
+        event_stream_closed();
+        event_stream_ended("done");
 
         let page = metrics.render();
         for (name, help) in COUNTERS.iter().chain(GAUGES).chain(HISTOGRAMS).chain(SIZES) {
@@ -349,6 +384,9 @@ mod tests {
         check(r#"turnwise_dead_letters_total{reason="attempts"} 1"#);
         check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="4xx"} 1"#);
         check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="none"} 1"#);
+        check(r#"turnwise_typing_total{channel="telegram",status_class="2xx"} 1"#);
+        check("turnwise_event_streams 1");
+        check(r#"turnwise_event_streams_ended_total{reason="done"} 1"#);
         let of_second = second.render();
         assert_eq!(sorted(&of_second), sorted(&page), "both handles show the one recorder");
         Ok(())

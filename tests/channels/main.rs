@@ -61,6 +61,7 @@ fn bot(name: &str, channel: BotChannel) -> Bot {
         reply_in_flight: ReplyInFlight::Send,
         on_uncertain: OnUncertain::Hold,
         failure_reply: None,
+        typing: true,
         channel,
     }
 }

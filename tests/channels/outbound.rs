@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use turnwise::channel::{self, Answer, Call};
 use turnwise::config::{BotChannel, Secret};
 use turnwise::message::{Button, Channel, ConversationKey, OutboundPart, Peer};
@@ -120,6 +120,28 @@ fn messenger_request_bodies() {
     let crowded = messenger_call(Peer::User("1".to_owned()), buttons(&many)).unwrap();
     assert_eq!(crowded.body["message"]["quick_replies"].as_array().unwrap().len(), 13);
     assert_eq!(messenger_call(Peer::Bot, Vec::new()), None);
+}
+
+#[test]
+fn typing_is_shown_where_there_is_somebody_to_see_it() {
+    let check = |channel: BotChannel, peer: Peer, expected: Option<(&str, serde_json::Value)>| {
+        let typing = channel::typing(&bot("b", channel), &peer);
+        let found = typing.map(|typing| (typing.call.url.expose().to_owned(), typing.call.body));
+        assert_eq!(found, expected.map(|(url, body)| (url.to_owned(), body)), "{peer:?}");
+    };
+    let telegram = || BotChannel::Telegram(telegram_bot());
+    let messenger = || BotChannel::Messenger(messenger_bot("P1"));
+    let action = "https://api.telegram.org/bot7000000001:bot-token/sendChatAction";
+    let user = || Peer::User("7".to_owned());
+    let topic = Peer::Topic { group: "-100".to_owned(), topic: "5".to_owned() };
+    check(telegram(), user(), Some((action, json!({ "chat_id": 7, "action": "typing" }))));
+    let in_topic = json!({ "chat_id": -100, "message_thread_id": 5, "action": "typing" });
+    check(telegram(), topic, Some((action, in_topic)));
+    check(telegram(), Peer::Bot, None);
+    let send = "https://graph.facebook.com/v26.0/P1/messages";
+    let body = json!({ "recipient": { "id": "7" }, "sender_action": "typing_on" });
+    check(messenger(), user(), Some((send, body)));
+    check(messenger(), Peer::Bot, None);
 }
 
 #[test]

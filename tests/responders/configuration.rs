@@ -47,6 +47,7 @@ pub(crate) fn config(
         reply_in_flight: ReplyInFlight::Send,
         on_uncertain: OnUncertain::Hold,
         failure_reply: None,
+        typing: true,
         channel: BotChannel::Web(WebBot {
             api_keys: Vec::new(),
             origins: Vec::new(),

@@ -6,11 +6,13 @@
 "use strict";
 
 const BOT = document.querySelector('meta[name="turnwise-bot"]').content;
-// How long the server may hold a request before it answers 202; below the 30 s at which proxies begin to give up.
-const WAIT_SECONDS = 25;
+// Events that have not begun by then are held back by something on the way; then the outcome is asked for instead.
+const EVENTS_BEGIN_MS = 5000;
+// Connections for the events of one turn that may fail before that.
+const EVENTS_FAILURES = 3;
 // A failed request is tried this often, after these pauses; then the person is asked.
 const BACKOFF_MS = [500, 1000, 2000, 4000];
-// Pauses between questions for a turn that is not done; the last one repeats.
+// Pauses between questions for a turn whose events cannot be had; the last one repeats.
 const POLL_MS = [150, 300, 600, 1000];
 // Beyond any turn's timeout times its attempts: then the person is asked whether to go on looking.
 const GIVE_UP_MS = 15 * 60 * 1000;
@@ -60,13 +62,17 @@ function storedUnanswered() {
 
 // One per conversation; "New conversation" makes another, and results that still arrive for the old one are dropped.
 function newSession() {
-  return { items: [], shown: new Set(), problem: null, accepted: Promise.resolve(), answered: Promise.resolve() };
+  return {
+    items: [], shown: new Set(), problem: null, accepted: Promise.resolve(), answered: Promise.resolve(),
+    // Of the turn that is watched: the line of its answer so far, and what ends its connection.
+    draft: null, connection: null,
+  };
 }
 let session = newSession();
 
 // One message on its way. `key` and `body` never change once it was first sent.
 function newItem(text, key = uuid(), body = null) {
-  return { text, key, body, state: "sending", accepted: false, restored: false, bubble: null, abort: null };
+  return { text, key, body, state: "sending", accepted: false, restored: false, bubble: null };
 }
 
 function remember() {
@@ -78,17 +84,18 @@ function submit(item) {
   const here = session;
   here.items.push(item);
   remember();
-  // An answer being waited for inside a POST: let go of it, so that its acceptance is known at once and this one can follow.
-  here.items.forEach((other) => { if (other !== item) other.abort?.abort(); });
-
   const accepted = here.accepted.then(() => accept(item, here));
   here.accepted = accepted.catch(() => {});
-  const answer = accepted.then((turn) => turn.status === "queued" ? poll(turn, here) : turn);
-  // A failure is told at once; an answer waits for the answers to earlier messages.
-  const outcome = answer.catch((error) => { fail(item, error, here); });
+  // A refusal is told at once; an answer waits for the answers to earlier messages.
+  const taken = accepted.catch((error) => { fail(item, error, here); });
   here.answered = here.answered.then(async () => {
-    const turn = await outcome;
-    if (turn) finish(item, turn, here);
+    const turn = await taken;
+    if (!turn) return;
+    try {
+      finish(item, await follow(turn, here), here);
+    } catch (error) {
+      fail(item, error, here);
+    }
   });
 }
 
@@ -103,7 +110,7 @@ async function accept(item, here) {
   if (here === session) remember();
   let turn;
   try {
-    turn = await post(item, here);
+    turn = await post(item);
   } catch (error) {
     // The conversation is gone: the message opens another, as a new request.
     if (error.status !== 404 || !JSON.parse(item.body).conversation_id) throw error;
@@ -119,40 +126,60 @@ async function accept(item, here) {
   return turn;
 }
 
-async function post(item, here) {
-  // A message that is alone is answered in its own request. Others must not be held back by it, and the first of a
-  // conversation must tell the conversation's id before the second is sent: those are asked for by polling.
-  const alone = here.items.length === 1 && JSON.parse(item.body).conversation_id;
-  let prefer = alone ? `wait=${WAIT_SECONDS}` : "respond-async";
-  return retrying(async () => {
-    const headers = { "Content-Type": "application/json", "Idempotency-Key": item.key, Prefer: prefer };
-    const abort = prefer === "respond-async" ? null : new AbortController();
-    // Nothing tells when a held request was accepted; one that has not failed by now most likely was.
-    const hopeful = setTimeout(() => setState(item, "waiting"), 400);
-    item.abort = abort;
-    try {
-      return await request("/v1/chat", { method: "POST", headers, body: item.body, signal: abort?.signal });
-    } catch (error) {
-      setState(item, "sending");
-      if (abort?.signal.aborted) {
-        prefer = "respond-async";
-        error.retryAtOnce = true;
-      }
-      throw error;
-    } finally {
-      clearTimeout(hopeful);
-      item.abort = null;
-    }
-  });
+// The answer is watched for apart, one message at a time: browsers open six connections to a server and no more, so a
+// request that stays open for its answer would hold up the messages after it.
+function post(item) {
+  const headers = { "Content-Type": "application/json", "Idempotency-Key": item.key, Prefer: "respond-async" };
+  return retrying(() => request("/v1/chat", { method: "POST", headers, body: item.body }));
 }
 
-async function poll(turn, here) {
+// Shows what the turn makes while it runs; resolves with how it ended.
+async function follow(turn, here) {
   // The same path on this page's own origin, whatever name the server knows itself by.
-  const { pathname, search } = new URL(turn.url ?? `/v1/turns/${turn.turn_id}`, location.href);
+  const { pathname } = new URL(turn.url ?? `/v1/turns/${turn.turn_id}`, location.href);
+  const progress = { lastEventId: null };
+  try {
+    for (let failures = 0; turn.status === "queued" && here === session && failures < EVENTS_FAILURES;) {
+      const before = progress.lastEventId;
+      const ended = await watch(`${pathname}/events`, progress, here).catch(() => null);
+      if (ended) return ended;
+      // A connection that brought something has a right to end.
+      failures = progress.lastEventId === before ? failures + 1 : 0;
+      await pause(BACKOFF_MS[failures]);
+    }
+  } finally {
+    erase(here);
+  }
+  return turn.status === "queued" ? poll(pathname, turn, here) : turn;
+}
+
+// One connection. Null when it ended before the turn did.
+async function watch(path, progress, here) {
+  const abort = new AbortController();
+  const late = setTimeout(() => abort.abort(), EVENTS_BEGIN_MS);
+  here.connection = abort;
+  try {
+    for await (const { event, id, data } of eventsOf(path, progress.lastEventId, abort.signal)) {
+      clearTimeout(late);
+      if (here !== session) return null;
+      progress.lastEventId = id;
+      if (event === "delta") draw(data, here);
+      if (event === "tool") drawTool(data, here);
+      if (event === "reply") return data;
+      if (event === "error") return { ...data, status: data.turn_status };
+    }
+    return null;
+  } finally {
+    clearTimeout(late);
+    abort.abort();
+  }
+}
+
+async function poll(path, turn, here) {
   const started = Date.now();
   for (let round = 0; here === session; round += 1) {
     await pause(POLL_MS[Math.min(round, POLL_MS.length - 1)]);
-    const now = await retrying(() => request(pathname + search));
+    const now = await retrying(() => request(path));
     if (now.status !== "queued") return now;
     if (Date.now() - started > GIVE_UP_MS) throw Object.assign(new Error("There is no answer yet."), { transient: true });
   }
@@ -178,13 +205,35 @@ async function request(path, options) {
   throw error;
 }
 
+// The events of a stream, each with its name, id and data. An EventSource would do, but for what it hides: status and end.
+async function* eventsOf(path, lastEventId, signal) {
+  const headers = { Accept: "text/event-stream" };
+  if (lastEventId) headers["Last-Event-ID"] = lastEventId;
+  const response = await fetch(path, { cache: "no-store", headers, signal });
+  if (!response.ok || !response.headers.get("Content-Type")?.startsWith("text/event-stream")) {
+    throw new Error("There are no events.");
+  }
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const blocks = (text + value).split("\n\n");
+    text = blocks.pop();
+    for (const block of blocks) {
+      const field = (name) => block.split("\n").find((line) => line.startsWith(`${name}: `))?.slice(name.length + 2);
+      if (field("data")) yield { event: field("event"), id: field("id"), data: JSON.parse(field("data")) };
+    }
+  }
+}
+
 async function retrying(attempt) {
   for (const wait of BACKOFF_MS) {
     try {
       return await attempt();
     } catch (error) {
       if (!error.transient) throw error;
-      if (!error.retryAtOnce) await pause(Math.max(wait, Math.min(error.retryAfterMs ?? 0, 30000)));
+      await pause(Math.max(wait, Math.min(error.retryAfterMs ?? 0, 30000)));
     }
   }
   return attempt();
@@ -237,6 +286,34 @@ function retryFailed() {
     submit(item);
     setState(item, "sending");
   }
+}
+
+// What is being said and may still change; the reply takes its place.
+function draw({ text, reset }, here) {
+  if (!here.draft) {
+    here.draft = newLine("assistant", "", null);
+    here.draft.classList.add("draft");
+    // Read out once it is final.
+    here.draft.setAttribute("aria-hidden", "true");
+    append(here.draft);
+  }
+  const bubble = here.draft.querySelector(".bubble");
+  keepingEnd(() => { bubble.textContent = (reset ? "" : bubble.textContent) + text; });
+  here.draft.hidden = bubble.textContent === "";
+  refresh();
+}
+
+function drawTool({ name, state }, here) {
+  draw({ text: "" }, here);
+  const meta = here.draft.querySelector(".meta");
+  meta.textContent = state === "started" ? `${name}…` : "";
+  meta.hidden = meta.textContent === "";
+  here.draft.hidden = meta.hidden && here.draft.querySelector(".bubble").textContent === "";
+}
+
+function erase(here) {
+  here.draft?.remove();
+  here.draft = null;
 }
 
 // The line of a stored message; null when it is already in the page, or not said to anybody (tools).
@@ -302,7 +379,8 @@ function setState(item, state) {
 // Everything that follows from the state as a whole.
 function refresh() {
   keepingEnd(() => {
-    element("typing").hidden = !session.items.some((item) => item.state === "waiting");
+    const drawn = session.draft && !session.draft.hidden;
+    element("typing").hidden = drawn || !session.items.some((item) => item.state === "waiting");
     element("retry").hidden = !session.items.some((item) => item.state === "failed");
     element("error").hidden = !session.problem;
     element("error-text").textContent = session.problem ?? "";
@@ -343,6 +421,7 @@ function begin(text) {
 }
 
 function startOver() {
+  session.connection?.abort();
   session = newSession();
   storage.set("conversation", null);
   storage.set("unanswered", null);

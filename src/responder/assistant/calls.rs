@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::plan::Plan;
 use crate::model::ToolCall;
 use crate::responder::journal::hash;
-use crate::responder::{TurnContext, TurnError};
+use crate::responder::{ToolState, TurnContext, TurnError};
 use crate::store::{JournalEntry, StepKind, StepStatus};
 use crate::telemetry;
 use crate::tool::{Effects, OnUnknown, Tool, ToolContext, ToolError, ToolPolicy};
@@ -52,7 +52,10 @@ impl Calls<'_> {
             async move {
                 match plan {
                     Plan::Refuse(sentence) => Ok(sentence),
-                    Plan::Confirm => Ok(WAITING.to_owned()),
+                    Plan::Confirm => {
+                        self.context.deltas.tool(&call.name, ToolState::Waiting);
+                        Ok(WAITING.to_owned())
+                    }
                     Plan::Run(tool, arguments) => self.call(&step, call, tool.as_ref(), arguments).await,
                 }
             }
@@ -92,8 +95,11 @@ impl Calls<'_> {
             traceparent: telemetry::current_traceparent(&tracing::Span::current()),
         };
         let give_up = self.context.deadline.min(Instant::now() + policy.timeout + TIMEOUT_GRACE);
+        self.context.deltas.tool(&call.name, ToolState::Started);
         let outcome = tokio::time::timeout_at(give_up, tool.call(&context, arguments)).await;
         let outcome = outcome.unwrap_or_else(|_| Err(ToolError::Unknown { message: "no answer in time".to_owned() }));
+        let state = if outcome.is_ok() { ToolState::Succeeded } else { ToolState::Failed };
+        self.context.deltas.tool(&call.name, state);
         match outcome {
             Ok(value) => {
                 let text = text(&value);

@@ -1,0 +1,89 @@
+//! "Is typing", shown in the chat of a turn for as long as it runs.
+//!
+//! Refuses to matter: a turn never waits for it and never fails with it, and nothing of it is recorded. Invariant: at most one
+//! call at a time and per interval for a chat, none once the turn has ended.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::future::Cache;
+use tokio::time::Instant;
+
+use crate::channel::{self, Answer};
+use crate::config::Bot;
+use crate::message::{Channel, ConversationKey};
+use crate::platform::Platforms;
+use crate::telemetry::metric;
+
+/// A turn that answers faster than this shows nothing: the answer is there before anybody has seen the indicator.
+const BEGIN_AFTER: Duration = Duration::from_millis(300);
+
+/// A call that takes longer comes too late to be of use.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Chats whose last call is remembered, for longer than any interval: more than turns can run at once.
+const CHATS_MAX: u64 = 16_384;
+const REMEMBERED: Duration = Duration::from_secs(60);
+
+/// Shows that the bots of a deployment are typing.
+#[derive(Debug, Clone)]
+pub struct Typing {
+    platforms: Arc<Platforms>,
+    /// When a chat may be shown it again.
+    due: Cache<ConversationKey, Instant>,
+}
+
+impl Typing {
+    #[must_use]
+    pub fn new(platforms: Arc<Platforms>) -> Self {
+        Self { platforms, due: Cache::builder().max_capacity(CHATS_MAX).time_to_live(REMEMBERED).build() }
+    }
+
+    /// Runs `work`, and shows meanwhile that the bot is typing, unless it shall not or its channel cannot.
+    pub async fn during<T>(&self, bot: &Bot, key: &ConversationKey, work: impl Future<Output = T>) -> T {
+        if !bot.typing || key.channel == Channel::Web {
+            return work.await;
+        }
+        tokio::select! {
+            biased;
+            outcome = work => outcome,
+            never = self.show(bot, key) => match never {},
+        }
+    }
+
+    async fn show(&self, bot: &Bot, key: &ConversationKey) -> Infallible {
+        tokio::time::sleep(BEGIN_AFTER).await;
+        let Some(typing) = channel::typing(bot, &key.peer) else { return std::future::pending().await };
+        if let Some(due) = self.due.get(key).await {
+            tokio::time::sleep_until(due).await;
+        }
+        loop {
+            let again_at = Instant::now() + typing.again_after;
+            self.due.insert(key.clone(), again_at).await;
+            let called = self.platforms.call(bot, &typing.call, CALL_TIMEOUT).await;
+            metric::typing(bot.channel(), called.status);
+            let wait = match called.answer {
+                Answer::Sent { .. } => Duration::ZERO,
+                Answer::RetryAfter { delay, error } => {
+                    tracing::debug!(
+                        bot = bot.name,
+                        error,
+                        delay_ms = delay.as_millis(),
+                        "typing is not shown for a while"
+                    );
+                    delay
+                }
+                Answer::NotSent { error } | Answer::Uncertain { error } => {
+                    tracing::debug!(bot = bot.name, error, "typing may not have been shown");
+                    Duration::ZERO
+                }
+                Answer::Failed { error, .. } => {
+                    tracing::debug!(bot = bot.name, error, "typing cannot be shown in this chat");
+                    return std::future::pending().await;
+                }
+            };
+            tokio::time::sleep_until(again_at.max(Instant::now() + wait)).await;
+        }
+    }
+}
