@@ -268,6 +268,62 @@ async fn survive_kills(policy: &str, earlier_state: &str) {
     deployment.turnwise.assert_audit_clean().await;
 }
 
+/// Far more than a lane keeps in memory, and a kill in the middle: every policy takes up again what waits in the stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_ends_under_every_policy_and_survives_a_kill() {
+    const FLOOD: u32 = 150;
+    for policy in ["collect", "interrupt", "reject"] {
+        let mut deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |configuration| {
+            configuration.set("worker", "lane_backlog", "6").set(&format!("bots.{BOT}"), "burst", &quoted(policy));
+        })
+        .await;
+        deployment.model.set_mood(Mood { extra_delay: Duration::from_millis(50), ..Mood::default() });
+        for n in 1..=FLOOD {
+            deployment.telegram.send(CHAT, &message(CHAT, n));
+        }
+        deployment.settled_at_least(FLOOD as usize / 4, PATIENCE).await;
+        deployment.turnwise.kill9().await;
+        deployment.turnwise.start_again().await;
+        deployment.telegram.all_taken(PATIENCE).await;
+        deployment.settled_at_least(FLOOD as usize, PATIENCE).await;
+        deployment.turnwise.terminate().await;
+
+        let seen = Seen::of(&deployment).await;
+        assert_eq!(seen.ledger.len(), FLOOD as usize, "{policy}");
+        assert!(seen.history.is_sorted_by(|left, right| left < right), "{policy}: {:?}", seen.history);
+        assert_eq!(seen.history.len(), FLOOD as usize - seen.count("rejected"), "{policy}");
+        assert_eq!(seen.count("rejected") > 0, policy == "reject");
+        deployment.turnwise.assert_audit_clean().await;
+    }
+}
+
+/// A message that was answered comes again past the stream's memory, together with a new one: only that one is answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_done_leaves_the_turn_it_comes_again_in() {
+    let mut deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |configuration| {
+        let table = format!("bots.{BOT}");
+        configuration.set("nats", "duplicate_window", "\"1s\"");
+        configuration.set(&table, "burst", "\"collect\"").set(&table, "quiet", "\"3s\"");
+    })
+    .await;
+    let update = deployment.telegram.send(CHAT, &message(CHAT, 1));
+    deployment.telegram.wait_for_texts(CHAT, 1, PATIENCE).await;
+    let stream = format!("{NAMESPACE}_in");
+    eventually("the stream to take the update again", PATIENCE, async || {
+        assert_eq!(deployment.telegram.post(&update).await, Some(StatusCode::OK));
+        (deployment.nats.last_sequence(&stream).await == 2).then_some(())
+    })
+    .await;
+    deployment.telegram.send(CHAT, &message(CHAT, 2));
+    let texts = deployment.telegram.wait_for_texts(CHAT, 2, PATIENCE).await;
+    assert_eq!(texts, [1, 2].map(|n| support::responder::answer(CHAT, n)));
+    deployment.settled(2, PATIENCE).await;
+    let seen = Seen::of(&deployment).await;
+    assert_eq!((seen.calls.as_slice(), seen.history.as_slice()), (&[vec![1], vec![2]][..], &[1, 2][..]), "{seen:?}");
+    deployment.turnwise.terminate().await;
+    deployment.turnwise.assert_audit_clean().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_given_up_takes_all_its_messages_and_tells_the_user_once() {
     const APOLOGY: &str = "Sorry.";
