@@ -43,6 +43,7 @@ pub fn accept(message: ChatMessage<'_>) -> Verified {
         device_id: Some(device_id),
         metadata: message.metadata.map(json::map_without_nul),
         event: Event::Message(InboundMessage { text: json::without_nul(message.message), ..InboundMessage::default() }),
+        amendment: None,
         raw: None,
     })
 }
