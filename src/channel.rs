@@ -12,7 +12,9 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::config::{Bot, BotChannel, Secret};
-use crate::message::{Channel, ConversationKey, Envelope, Event, OutboundPart, Peer, Platform, Sender, Timestamp};
+use crate::message::{
+    Amendment, Channel, ConversationKey, Envelope, Event, OutboundPart, Peer, Platform, Sender, Timestamp,
+};
 
 mod json;
 pub mod messenger;
@@ -172,11 +174,12 @@ struct Reading {
     peer: Peer,
     sender: Option<Sender>,
     event: Event,
+    amendment: Option<Amendment>,
 }
 
 impl Reading {
     fn ignored(peer: Peer, kind: &str, reason: &str) -> Self {
-        Self { peer, sender: None, event: ignored(kind, reason) }
+        Self { peer, sender: None, event: ignored(kind, reason), amendment: None }
     }
 }
 
@@ -206,6 +209,7 @@ fn verified(
         device_id: None,
         metadata: None,
         event: reading.event,
+        amendment: reading.amendment,
         raw: Some(raw.to_owned()),
     })
 }

@@ -440,6 +440,26 @@ pub enum Event {
     Ignored { kind: String, reason: String },
 }
 
+/// What an edit or a deletion makes of an earlier message of its conversation. It takes effect while that message still waits
+/// for its turn; afterwards the event is only recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Amendment {
+    /// The platform's id of the earlier message.
+    pub platform_message_id: String,
+    /// `None` when it was deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replacement: Option<Replacement>,
+}
+
+/// What an edited message says now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replacement {
+    pub text: String,
+    /// `None` when the platform does not say: they stay as they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachments: Option<Vec<Attachment>>,
+}
+
 /// One inbound event on its way through the stream.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Envelope {
@@ -459,6 +479,9 @@ pub struct Envelope {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<serde_json::Map<String, serde_json::Value>>,
     pub event: Event,
+    /// Beside an [`Event::Ignored`], which is how a version that knows nothing of amendments reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amendment: Option<Amendment>,
     /// The platform's own words, byte for byte, so that a later version can read what this one did not understand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw: Option<Box<RawValue>>,

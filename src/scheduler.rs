@@ -36,6 +36,8 @@ mod shares;
 pub struct Task {
     /// One or more, in stream order: the last is the one the turn answers, those before it are merged into it.
     pub messages: Vec<Arc<StreamMessage>>,
+    /// Edits and deletions of these messages that came while they waited, in stream order.
+    pub amendments: Vec<Arc<StreamMessage>>,
     /// The message is to be refused: a turn of its lane is to be made first, and its policy lets nothing wait. Then it is
     /// alone.
     pub is_refusal: bool,
@@ -68,10 +70,15 @@ impl Task {
         &self.messages[..self.messages.len() - 1]
     }
 
-    /// The same attempt at one of its messages alone.
+    /// Everything that ends with the task.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<StreamMessage>> {
+        self.messages.iter().chain(&self.amendments)
+    }
+
+    /// The same attempt at some of its messages alone; one at least.
     #[must_use]
-    pub fn alone(&self, message: &Arc<StreamMessage>) -> Self {
-        Self { messages: vec![Arc::clone(message)], ..self.clone() }
+    pub fn only(&self, messages: Vec<Arc<StreamMessage>>) -> Self {
+        Self { messages, amendments: Vec::new(), ..self.clone() }
     }
 }
 

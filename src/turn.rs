@@ -146,12 +146,16 @@ impl Turns {
             Ok(burst) => burst,
             Err((message, verdict)) => return self.set_apart(task, message, verdict).await,
         };
-        if task.messages.len() > 1 {
+        if task.all().count() > 1 {
             // After a crash, messages come again that were part of other turns; the rest make a new one.
             let settled = self.settle(task).await?;
             if !settled.is_empty() {
                 return Ok(settled);
             }
+        }
+        let deleted = burst.deleted();
+        if !deleted.is_empty() {
+            return self.withdraw(&task.only(deleted)).await;
         }
         let envelope = &burst.envelope;
         if let Event::Ignored { kind, reason } = &envelope.event {
@@ -185,9 +189,27 @@ impl Turns {
         verdict: Box<Verdict<Committed>>,
     ) -> Step<Vec<Committed>> {
         match *verdict {
-            Verdict::Hopeless(failure) if task.messages.len() > 1 => self.bury(&task.alone(message), &failure).await,
+            Verdict::Hopeless(failure) if task.all().count() > 1 => {
+                self.bury(&task.only(vec![Arc::clone(message)]), &failure).await
+            }
             verdict => Err(Box::new(verdict)),
         }
+    }
+
+    /// Messages that were deleted before their turn, and the events that deleted them, leave the lane without one; what
+    /// else was to be in their turn makes another.
+    async fn withdraw(&self, task: &Task) -> Step<Vec<Committed>> {
+        let Ok(burst) = Burst::read(task) else {
+            return Err(hopeless("undecodable", "was readable before".to_owned()));
+        };
+        let envelope = &burst.envelope;
+        let commit = TurnCommit {
+            state: TerminalState::Ignored,
+            reason: Some(burst::withdrawal(&envelope.event)),
+            merged: burst.withdrawn(),
+            ..frame(task, envelope.key.clone(), envelope.turn_id, envelope.received_at)
+        };
+        self.commit(task, commit, None).await
     }
 
     /// Answers a message that its lane's policy lets not wait with a notice, at once: beside the turn that runs, and before
@@ -374,7 +396,7 @@ impl Turns {
                 self.publish(task, &deliveries).await?;
                 Ok(receipts)
             }
-            CommitOutcome::AlreadyTerminal(committed) if task.messages.len() == 1 => {
+            CommitOutcome::AlreadyTerminal(committed) if task.all().count() == 1 => {
                 self.finish_settled(task, vec![committed]).await
             }
             CommitOutcome::AlreadyTerminal(_) => self.settle(task).await,
@@ -388,7 +410,7 @@ impl Turns {
 
     /// Those of the messages that the ledger has already, with what their commits left to do.
     async fn settle(&self, task: &Task) -> Step<Vec<Committed>> {
-        let ids: Vec<String> = task.messages.iter().map(|message| message.message_id.clone()).collect();
+        let ids: Vec<String> = task.all().map(|message| message.message_id.clone()).collect();
         let settled = self.store.settled(&ids).await.map_err(|error| away(&error))?;
         self.finish_settled(task, settled).await
     }
@@ -396,7 +418,7 @@ impl Turns {
     /// The ledger has these messages already: what their commits left to do is done, in case a crash came between.
     async fn finish_settled(&self, task: &Task, settled: Vec<Committed>) -> Step<Vec<Committed>> {
         for committed in &settled {
-            let message = task.messages.iter().find(|message| message.message_id == committed.dedupe_id());
+            let message = task.all().find(|message| message.message_id == committed.dedupe_id());
             if let Some(message) = message.filter(|_| committed.state() == TerminalState::DeadLettered) {
                 self.bury_again(message, committed).await.map_err(|error| away(&error))?;
             }
@@ -469,7 +491,7 @@ impl Turns {
         let receipts = self.commit(task, commit, None).await?;
         // When the last attempt failed after its commit, the messages are answered, and no dead letters.
         for receipt in receipts.iter().filter(|receipt| receipt.state() == TerminalState::DeadLettered) {
-            for message in task.messages.iter().filter(|message| message.message_id == receipt.dedupe_id()) {
+            for message in task.all().filter(|message| message.message_id == receipt.dedupe_id()) {
                 let buried = self.bury_letter(message, failure.reason, &failure.error, task.attempt).await;
                 buried.map_err(|error| away(&error))?;
                 metric::dead_letter(failure.reason);

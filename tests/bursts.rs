@@ -13,6 +13,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use support::ledger::Turn;
+use support::messenger::{Messenger, PAGE_ID, signature};
 use support::process::{CONSOLE_TOKEN, NAMESPACE, WEB_KEY, quoted};
 use support::responder::{Behaviour, Mood, message, parse};
 use support::scenario::{BOT, Backend, Deployment, RESPONDER};
@@ -268,6 +269,62 @@ async fn survive_kills(policy: &str, earlier_state: &str) {
     deployment.turnwise.assert_audit_clean().await;
 }
 
+/// Far more than a lane keeps in memory, and a kill in the middle: every policy takes up again what waits in the stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_ends_under_every_policy_and_survives_a_kill() {
+    const FLOOD: u32 = 150;
+    for policy in ["collect", "interrupt", "reject"] {
+        let mut deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |configuration| {
+            configuration.set("worker", "lane_backlog", "6").set(&format!("bots.{BOT}"), "burst", &quoted(policy));
+        })
+        .await;
+        deployment.model.set_mood(Mood { extra_delay: Duration::from_millis(50), ..Mood::default() });
+        for n in 1..=FLOOD {
+            deployment.telegram.send(CHAT, &message(CHAT, n));
+        }
+        deployment.settled_at_least(FLOOD as usize / 4, PATIENCE).await;
+        deployment.turnwise.kill9().await;
+        deployment.turnwise.start_again().await;
+        deployment.telegram.all_taken(PATIENCE).await;
+        deployment.settled_at_least(FLOOD as usize, PATIENCE).await;
+        deployment.turnwise.terminate().await;
+
+        let seen = Seen::of(&deployment).await;
+        assert_eq!(seen.ledger.len(), FLOOD as usize, "{policy}");
+        assert!(seen.history.is_sorted_by(|left, right| left < right), "{policy}: {:?}", seen.history);
+        assert_eq!(seen.history.len(), FLOOD as usize - seen.count("rejected"), "{policy}");
+        assert_eq!(seen.count("rejected") > 0, policy == "reject");
+        deployment.turnwise.assert_audit_clean().await;
+    }
+}
+
+/// A message that was answered comes again past the stream's memory, together with a new one: only that one is answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_done_leaves_the_turn_it_comes_again_in() {
+    let mut deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |configuration| {
+        let table = format!("bots.{BOT}");
+        configuration.set("nats", "duplicate_window", "\"1s\"");
+        configuration.set(&table, "burst", "\"collect\"").set(&table, "quiet", "\"3s\"");
+    })
+    .await;
+    let update = deployment.telegram.send(CHAT, &message(CHAT, 1));
+    deployment.telegram.wait_for_texts(CHAT, 1, PATIENCE).await;
+    let stream = format!("{NAMESPACE}_in");
+    eventually("the stream to take the update again", PATIENCE, async || {
+        assert_eq!(deployment.telegram.post(&update).await, Some(StatusCode::OK));
+        (deployment.nats.last_sequence(&stream).await == 2).then_some(())
+    })
+    .await;
+    deployment.telegram.send(CHAT, &message(CHAT, 2));
+    let texts = deployment.telegram.wait_for_texts(CHAT, 2, PATIENCE).await;
+    assert_eq!(texts, [1, 2].map(|n| support::responder::answer(CHAT, n)));
+    deployment.settled(2, PATIENCE).await;
+    let seen = Seen::of(&deployment).await;
+    assert_eq!((seen.calls.as_slice(), seen.history.as_slice()), (&[vec![1], vec![2]][..], &[1, 2][..]), "{seen:?}");
+    deployment.turnwise.terminate().await;
+    deployment.turnwise.assert_audit_clean().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_given_up_takes_all_its_messages_and_tells_the_user_once() {
     const APOLOGY: &str = "Sorry.";
@@ -329,6 +386,54 @@ async fn an_album_is_one_turn_under_any_policy() {
         deployment.turnwise.terminate().await;
         deployment.turnwise.assert_audit_clean().await;
     }
+}
+
+/// What is changed or taken back while it waits behind a running turn is answered as it is then, or not at all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edits_and_deletions_reach_messages_that_still_wait() {
+    const PERSON: &str = "201";
+    let graph = Messenger::start().await;
+    let mut deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |configuration| {
+        configuration.messenger_bot("page", RESPONDER, &graph.base_url()).set("nats", "partitions", "1");
+    })
+    .await;
+    let post = async |person: &str, event: &str, content: Value| {
+        let event = json!({ "sender": { "id": person }, "recipient": { "id": PAGE_ID }, event: content });
+        let entry = json!({ "id": PAGE_ID, "time": 1_800_000_000_000_u64, "messaging": [event] });
+        let body = json!({ "object": "page", "entry": [entry] }).to_string();
+        let request = http_client().post(deployment.turnwise.url("/webhooks/messenger/page"));
+        let request = request.header("X-Hub-Signature-256", signature(&body)).body(body);
+        assert_eq!(request.send().await.unwrap().status(), StatusCode::OK);
+    };
+    deployment.model.hold("one");
+    for (mid, text) in [("m_1", "one"), ("m_2", "two"), ("m_3", "three"), ("m_4", "four")] {
+        post(PERSON, "message", json!({ "mid": mid, "text": text })).await;
+    }
+    deployment.model.wait_for_call("one", PATIENCE).await;
+    post(PERSON, "message_edit", json!({ "mid": "m_1", "text": "too late", "num_edit": 1 })).await;
+    post(PERSON, "message_edit", json!({ "mid": "m_2", "text": "2", "num_edit": 1 })).await;
+    post(PERSON, "message", json!({ "mid": "m_3", "is_deleted": true })).await;
+    post(PERSON, "message_edit", json!({ "mid": "m_2", "text": "twice two", "num_edit": 2 })).await;
+    // The one partition is read in order: once somebody else is answered, all of this is in its lane.
+    post("202", "message", json!({ "mid": "m_5", "text": "other" })).await;
+    graph.wait_for(1, PATIENCE).await;
+    deployment.model.release("one");
+    deployment.settled(9, PATIENCE).await;
+
+    let sent: Vec<String> = graph.wait_for(4, PATIENCE).await.into_iter().map(|(_, text)| text).collect();
+    assert_eq!(sent, ["re: other", "re: one", "re: twice two", "re: four"]);
+    let states: Vec<String> = deployment.ledger.turns().await.into_iter().map(|turn| turn.state).collect();
+    assert_eq!(
+        states,
+        ["answered", "answered", "ignored", "answered", "ignored", "ignored", "ignored", "ignored", "answered"],
+        "an edit that came too late is recorded"
+    );
+    let history = deployment.ledger.history_with("one").await;
+    let said: Vec<_> =
+        history.iter().filter(|message| message.role == "user").map(|message| &*message.content).collect();
+    assert_eq!(said, ["one", "twice two", "four"]);
+    deployment.turnwise.terminate().await;
+    deployment.turnwise.assert_audit_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,7 +15,9 @@ use subtle::ConstantTimeEq;
 use super::json::{self, Object};
 use super::{Answer, Call, Reading, Refusal, Stamp, Verified, split};
 use crate::config::{Bot, MessengerBot, Secret};
-use crate::message::{Attachment, Button, Event, InboundMessage, OutboundPart, Peer, Platform, Sender};
+use crate::message::{
+    Amendment, Attachment, Button, Event, InboundMessage, OutboundPart, Peer, Platform, Replacement, Sender,
+};
 
 /// The longest text of one message. Meta says 2000 characters; UTF-16 units never undercount.
 pub(super) const TEXT_UNITS_MAX: usize = 2000;
@@ -164,13 +166,30 @@ fn read(event: &Object<'_>, standby: bool) -> (Reading, Option<String>) {
         ("postback", Some(content)) => postback(content),
         _ => Err(reason(kind)),
     };
+    let amendment = match (kind, &content) {
+        _ if standby || echo || peer.is_none() => None,
+        ("message" | "message_edit", Some(content)) => amendment(kind, content),
+        _ => None,
+    };
     let turn = turn.and_then(|message| if peer.is_some() { Ok(message) } else { Err("no sender") });
     let reading = Reading {
         sender: peer.as_ref().filter(|_| !echo).and_then(sender),
         peer: peer.unwrap_or(Peer::Bot),
         event: turn.map_or_else(|reason| super::ignored(kind, reason), Event::Message),
+        amendment,
     };
     (reading, content.and_then(|content| content.text("mid")))
+}
+
+/// What an edit or a deletion makes of the message. An edit names the text alone.
+fn amendment(kind: &str, content: &Object<'_>) -> Option<Amendment> {
+    let platform_message_id = content.text("mid")?;
+    let replacement = match kind {
+        "message_edit" => Some(Replacement { text: content.text("text")?, attachments: None }),
+        _ if content.flag("is_deleted") => None,
+        _ => return None,
+    };
+    Some(Amendment { platform_message_id, replacement })
 }
 
 fn reason(kind: &str) -> &'static str {

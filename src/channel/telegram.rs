@@ -14,7 +14,7 @@ use self::addressing::Me;
 use super::json::{self, Object};
 use super::{Answer, Call, Reading, Refusal, Stamp, Verified};
 use crate::config::{Bot, Secret, TelegramBot};
-use crate::message::{Button, Event, InboundMessage, OutboundPart, Peer, Platform};
+use crate::message::{Amendment, Button, Event, InboundMessage, OutboundPart, Peer, Platform, Replacement};
 
 mod addressing;
 mod content;
@@ -151,11 +151,23 @@ fn read(kind: &str, content: &Object<'_>, me: &Me<'_>) -> Reading {
         ("callback_query", Some(_)) => callback(content, place),
         _ => Err(reason(kind)),
     };
+    let amendment = if kind == "edited_message" && peer.is_some() { amendment(content) } else { None };
     Reading {
         peer: peer.unwrap_or(Peer::Bot),
         sender: content::sender(content),
         event: event.map_or_else(|reason| super::ignored(kind, reason), Event::Message),
+        amendment,
     }
+}
+
+/// What an edited message says now. One that says nothing any more is none that can be edited by a person.
+fn amendment(edited: &Object<'_>) -> Option<Amendment> {
+    let platform_message_id = edited.integer("message_id").filter(|id| *id != 0)?.to_string();
+    let (text, _) = content::text(edited);
+    let attachments = content::attachments(edited);
+    let says_something = !text.is_empty() || !attachments.is_empty();
+    let replacement = Replacement { text, attachments: Some(attachments) };
+    says_something.then_some(Amendment { platform_message_id, replacement: Some(replacement) })
 }
 
 /// The conversation a message belongs to. `message_thread_id` alone is none: plain reply threads have one too.

@@ -50,6 +50,7 @@ pub fn accept(message: ChatMessage<'_>) -> Verified {
             payload: message.payload,
             ..InboundMessage::default()
         }),
+        amendment: None,
         raw: None,
     })
 }
@@ -67,6 +68,7 @@ pub fn accept_agent(conversation: &Conversation, turn_id: Uuid, text: &str, now:
         device_id: conversation.device_id.clone(),
         metadata: None,
         event: Event::Agent { text: json::without_nul(text) },
+        amendment: None,
         raw: None,
     })
 }

@@ -40,7 +40,7 @@ pub(super) struct OfBot {
 }
 
 /// Update kinds that this version reads; an explicit list keeps the rest from being sent at all.
-const ALLOWED_UPDATES: [&str; 3] = ["message", "callback_query", "my_chat_member"];
+const ALLOWED_UPDATES: [&str; 4] = ["message", "edited_message", "callback_query", "my_chat_member"];
 
 /// More than any of these methods answers with.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;

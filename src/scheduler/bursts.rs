@@ -27,14 +27,23 @@ const PATIENCE: u32 = 10;
 /// What a message is to whoever forms turns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Label {
-    /// Somebody said something. Messages of one album share a turn under every policy.
-    Said { album: Option<Arc<str>> },
+    /// Somebody said something. Messages of one album share a turn under every policy. `id` is what amendments name it by.
+    Said { album: Option<Arc<str>>, id: Option<Arc<str>> },
     /// A pressed button: the answer to one question, so a turn of its own.
     Pressed,
     /// Nobody waits for an answer to it. It goes along between two messages of a turn; it interrupts none, and is not refused.
     Aside,
+    /// An aside that changes or takes back an earlier message of the lane: it goes with that message while it waits.
+    Amends { id: Arc<str> },
     /// Nothing is known of it: a turn of its own.
     Opaque,
+}
+
+impl Label {
+    /// Whether nobody waits for an answer.
+    pub(super) const fn is_aside(&self) -> bool {
+        matches!(self, Self::Aside | Self::Amends { .. })
+    }
 }
 
 /// How the turns of one bot are formed, and how many run.
@@ -66,8 +75,8 @@ pub(super) struct Waiting {
 impl Waiting {
     fn album(&self) -> Option<&Arc<str>> {
         match &self.label {
-            Label::Said { album } => album.as_ref(),
-            Label::Pressed | Label::Aside | Label::Opaque => None,
+            Label::Said { album, .. } => album.as_ref(),
+            Label::Pressed | Label::Aside | Label::Amends { .. } | Label::Opaque => None,
         }
     }
 }
@@ -86,7 +95,7 @@ pub(super) fn next(rules: &Rules, waiting: &VecDeque<Waiting>, more: bool, now: 
     let length = extent(rules, waiting);
     let is_closed = more
         || waiting.len() >= TURN_MESSAGES_MAX
-        || waiting.iter().skip(length).any(|message| message.label != Label::Aside);
+        || waiting.iter().skip(length).any(|message| !message.label.is_aside());
     match due(rules, waiting, length).filter(|due| !is_closed && *due > now) {
         Some(due) => Next::Wait(due),
         None => Next::Start(length),
@@ -99,12 +108,25 @@ pub(super) fn extent(rules: &Rules, waiting: &VecDeque<Waiting>) -> usize {
     let mut length = 1;
     for (index, message) in waiting.iter().enumerate().take(TURN_MESSAGES_MAX).skip(1) {
         match &message.label {
-            Label::Aside => {}
+            label if label.is_aside() => {}
             Label::Said { .. } if shares(rules, front, message) => length = index + 1,
             _ => break,
         }
     }
     whole_albums(waiting, length)
+}
+
+/// The sequences of those behind the first `length` messages that amend one of them; of very many, the last.
+pub(super) fn amendments(waiting: &VecDeque<Waiting>, length: usize) -> Vec<u64> {
+    let amends = |id: &Arc<str>| {
+        let names = |message: &Waiting| matches!(&message.label, Label::Said { id: Some(said), .. } if said == id);
+        waiting.iter().take(length).any(names)
+    };
+    let behind = waiting.iter().skip(length).rev();
+    let found = behind.filter(|message| matches!(&message.label, Label::Amends { id } if amends(id)));
+    let mut sequences: Vec<u64> = found.map(|message| message.sequence).take(TURN_MESSAGES_MAX).collect();
+    sequences.reverse();
+    sequences
 }
 
 /// Whether a message behind `front` may be in its turn.
@@ -148,9 +170,10 @@ mod tests {
 
     fn label() -> impl Strategy<Value = Label> {
         prop_oneof![
-            6 => Just(Label::Said { album: None }),
-            4 => (0..3_u8).prop_map(|album| Label::Said { album: Some(album.to_string().into()) }),
+            6 => Just(Label::Said { album: None, id: None }),
+            4 => (0..3_u8).prop_map(|album| Label::Said { album: Some(album.to_string().into()), id: None }),
             2 => Just(Label::Aside),
+            1 => Just(Label::Amends { id: "m".into() }),
             1 => Just(Label::Pressed),
             1 => Just(Label::Opaque),
         ]
@@ -222,7 +245,7 @@ mod tests {
     fn a_pause_that_never_comes_is_not_waited_for() {
         let rules = Rules { burst: Burst::Collect, quiet: Duration::from_secs(1), ..Rules::default() };
         let start = Instant::now();
-        let messages = |count| vec![(Label::Said { album: None }, 300); count];
+        let messages = |count| vec![(Label::Said { album: None, id: None }, 300); count];
         for count in 1..=31 {
             let waiting = lane(&messages(count), start);
             let now = waiting.back().unwrap().since;
@@ -235,8 +258,8 @@ mod tests {
 
     #[test]
     fn an_album_is_waited_for_and_ends_with_the_next_message() {
-        let part = || Label::Said { album: Some("g".into()) };
-        let other = Label::Said { album: None };
+        let part = || Label::Said { album: Some("g".into()), id: None };
+        let other = Label::Said { album: None, id: None };
         for burst in [Burst::Queue, Burst::Reject, Burst::Collect, Burst::Interrupt] {
             let rules = Rules { burst, ..Rules::default() };
             let start = Instant::now();

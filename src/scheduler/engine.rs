@@ -24,13 +24,8 @@ use super::progress::Arrival;
 use super::{Limits, SchedulerError, Task, Verdict, Work, attempt};
 use crate::cluster::{Assignment, Notice, Owned};
 use crate::message::Timestamp;
-<<<<<<< HEAD
 use crate::store::{Ownership, Receipt as _, Store};
-use crate::stream::{Delivery, StreamHandle, StreamMessage};
-=======
-use crate::store::{Ownership, Store};
 use crate::stream::{self, Delivery, StreamHandle, StreamMessage};
->>>>>>> 322eddf
 use crate::telemetry::chain;
 
 /// Batches on their way from the feeders to the loop: two per partition of the default 64.
@@ -376,9 +371,10 @@ impl<W: Work> Engine<W> {
     }
 
     fn start(&mut self, start: Start) {
-        let Start { key, track, partition: number, sequences, attempt: attempts } = start;
-        let slots = sequences.into_iter().map(|sequence| Slot { partition: number, sequence });
-        let held: Vec<_> = slots.filter_map(|slot| self.held.get(&slot)).collect();
+        let Start { key, track, partition: number, sequences, amendments, attempt: attempts } = start;
+        let find = |sequence| self.held.get(&Slot { partition: number, sequence });
+        let held: Vec<_> = sequences.into_iter().filter_map(find).collect();
+        let amending = amendments.into_iter().filter_map(find).map(|held| Arc::clone(&held.message)).collect();
         let (Some(last), Some(partition)) = (held.last(), self.partitions.get_mut(number)) else {
             debug_assert!(false, "a lane holds only messages that are held");
             return;
@@ -386,6 +382,7 @@ impl<W: Work> Engine<W> {
         partition.running += 1;
         let task = Task {
             messages: held.iter().map(|held| Arc::clone(&held.message)).collect(),
+            amendments: amending,
             is_refusal: track == Track::Refusal,
             ownership: partition.shared.ownership,
             attempt: attempts,
@@ -401,7 +398,8 @@ impl<W: Work> Engine<W> {
         let (work, events, max_attempts) = (Arc::clone(&self.work), self.events.clone(), self.limits.max_attempts);
         self.tasks.spawn(async move {
             let verdict = Box::pin(attempt(work.as_ref(), &task, max_attempts)).await;
-            let Task { messages, traceparent, .. } = task;
+            let Task { mut messages, amendments, traceparent, .. } = task;
+            messages.extend(amendments);
             let ended = Ended { key, track, partition: number, messages, traceparent };
             // The loop is gone only when the process is stopping; the messages come again then.
             let _ = events.send(Event::Finished { ended, verdict }).await;

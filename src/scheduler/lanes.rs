@@ -53,6 +53,8 @@ pub struct Start {
     pub partition: u16,
     /// In order; one or more.
     pub sequences: Vec<u64>,
+    /// Later messages that amend some of these, in order.
+    pub amendments: Vec<u64>,
     /// Counts from 1; attempts that did not count (see [`Lanes::failed`]) keep the number.
     pub attempt: u32,
 }
@@ -128,8 +130,9 @@ struct Lane {
     /// All before those parked.
     waiting: VecDeque<Waiting>,
     turn: Progress,
-    /// How many of those waiting, the first ones, the turn consists of that runs or has failed.
-    extent: usize,
+    /// Those of the waiting that the turn consists of that runs or has failed, and those that amend them.
+    members: Vec<u64>,
+    amendments: Vec<u64>,
     /// The running turn has been asked to end for a newer message.
     is_asked: bool,
     /// How often the turn ended because it was asked to.
@@ -147,7 +150,8 @@ impl Lane {
             bot,
             waiting: VecDeque::new(),
             turn: Progress::idle(),
-            extent: 0,
+            members: Vec::new(),
+            amendments: Vec::new(),
             is_asked: false,
             interruptions: 0,
             refused: VecDeque::new(),
@@ -176,6 +180,11 @@ impl Lane {
             Track::Turn => &mut self.turn,
             Track::Refusal => &mut self.refusal,
         }
+    }
+
+    /// Whether the message is of the turn that runs or has failed.
+    fn is_of_turn(&self, sequence: u64) -> bool {
+        self.members.contains(&sequence) || self.amendments.contains(&sequence)
     }
 
     /// Takes a message into memory; whether it interrupts the running turn.
@@ -207,9 +216,9 @@ impl Lane {
         let has_begun = matches!(self.turn.state, State::Running | State::Paused) || self.turn.attempt > 1;
         let joins = !has_begun
             && self.refused.is_empty()
-            && self.waiting.iter().rev().find(|waiting| waiting.label != Label::Aside).is_some_and(|last| {
+            && self.waiting.iter().rev().find(|waiting| !waiting.label.is_aside()).is_some_and(|last| {
                 matches!((&last.label, &message.label),
-                    (Label::Said { album: Some(last) }, Label::Said { album: Some(album) }) if last == album)
+                    (Label::Said { album: Some(last), .. }, Label::Said { album: Some(album), .. }) if last == album)
             });
         !joins && (!self.refused.is_empty() || self.waiting.iter().any(|waiting| asks(&waiting.label)))
     }
@@ -218,11 +227,17 @@ impl Lane {
     fn remove(&mut self, track: Track, is_done: impl Fn(u64) -> bool) {
         match track {
             Track::Turn => {
-                let ended: Vec<_> = self.waiting.drain(..self.extent.min(self.waiting.len())).collect();
-                for message in ended.into_iter().rev().filter(|message| !is_done(message.sequence)) {
-                    self.waiting.push_front(message);
+                // As far back as the turn reaches, which is not far even in a long lane.
+                let reach = self.waiting.iter().rposition(|message| self.is_of_turn(message.sequence));
+                let ended: Vec<_> = self.waiting.drain(..reach.map_or(0, |last| last + 1)).collect();
+                for message in ended.into_iter().rev() {
+                    if !(self.is_of_turn(message.sequence) && is_done(message.sequence)) {
+                        self.waiting.push_front(message);
+                    }
                 }
-                (self.extent, self.is_asked, self.interruptions) = (0, false, 0);
+                self.members.clear();
+                self.amendments.clear();
+                (self.is_asked, self.interruptions) = (false, 0);
             }
             Track::Refusal => {
                 if self.refused.front().is_some_and(|message| is_done(message.sequence)) {
@@ -301,7 +316,7 @@ impl Lanes {
             let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.turn.state == State::Ready) else { continue };
             // Once an attempt has failed, the turn keeps its messages: all of them are tried equally often.
             let next = if lane.turn.attempt > 1 {
-                Next::Start(lane.extent)
+                Next::Start(lane.members.len())
             } else {
                 bursts::next(&self.shares.rules(lane.bot), &lane.waiting, lane.parked.is_some(), now)
             };
@@ -310,14 +325,22 @@ impl Lanes {
                     lane.turn.state = State::Gathering;
                     return Some(Step::Wait { key, until });
                 }
-                Next::Start(extent) => {
+                Next::Start(length) => {
                     lane.turn.state = State::Running;
-                    lane.extent = extent;
-                    let sequences = lane.waiting.iter().take(extent).map(|message| message.sequence).collect();
-                    let (partition, attempt, bot) = (lane.partition, lane.turn.attempt, lane.bot);
+                    if lane.turn.attempt == 1 {
+                        lane.members = lane.waiting.iter().take(length).map(|message| message.sequence).collect();
+                        lane.amendments = bursts::amendments(&lane.waiting, length);
+                    }
                     self.running += 1;
-                    self.shares.started(bot);
-                    return Some(Step::Run(Start { key, track: Track::Turn, partition, sequences, attempt }));
+                    self.shares.started(lane.bot);
+                    return Some(Step::Run(Start {
+                        key,
+                        track: Track::Turn,
+                        partition: lane.partition,
+                        sequences: lane.members.clone(),
+                        amendments: lane.amendments.clone(),
+                        attempt: lane.turn.attempt,
+                    }));
                 }
             }
         }
@@ -334,8 +357,14 @@ impl Lanes {
             let Some(first) = lane.refused.front() else { continue };
             lane.refusal.state = State::Running;
             self.refusing += 1;
-            let (partition, sequences, attempt) = (lane.partition, vec![first.sequence], lane.refusal.attempt);
-            return Some(Start { key, track: Track::Refusal, partition, sequences, attempt });
+            return Some(Start {
+                key,
+                track: Track::Refusal,
+                partition: lane.partition,
+                sequences: vec![first.sequence],
+                amendments: Vec::new(),
+                attempt: lane.refusal.attempt,
+            });
         }
         None
     }
@@ -384,9 +413,8 @@ impl Lanes {
         let Some(lane) = self.end(key, Track::Refusal) else { return };
         lane.refusal = Progress::idle();
         if let Some(message) = lane.refused.pop_front() {
-            let behind = lane.waiting.iter().skip(lane.extent);
-            let before = behind.take_while(|other| other.sequence < message.sequence).count();
-            lane.waiting.insert((lane.extent + before).min(lane.waiting.len()), message);
+            let place = lane.waiting.iter().position(|other| other.sequence > message.sequence);
+            lane.waiting.insert(place.unwrap_or(lane.waiting.len()), message);
         }
         self.wake(key);
     }
@@ -457,7 +485,13 @@ impl Lanes {
                     *lane.track_mut(track) = Progress::idle();
                 }
             }
-            lane.waiting.truncate(if lane.is_running(Track::Turn) { lane.extent } else { 0 });
+            if !lane.is_running(Track::Turn) {
+                lane.members.clear();
+                lane.amendments.clear();
+            }
+            let mut waiting = std::mem::take(&mut lane.waiting);
+            waiting.retain(|message| lane.is_of_turn(message.sequence));
+            lane.waiting = waiting;
             lane.refused.truncate(usize::from(lane.is_running(Track::Refusal)));
             let keep = lane.in_memory() > 0;
             if !keep {

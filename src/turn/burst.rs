@@ -22,6 +22,8 @@ use crate::stream::StreamMessage;
 #[derive(Deserialize)]
 struct Glance {
     event: GlancedEvent,
+    #[serde(default)]
+    amendment: Option<GlancedAmendment>,
 }
 
 #[derive(Deserialize)]
@@ -31,27 +33,38 @@ struct GlancedEvent {
     album_id: Option<Arc<str>>,
     #[serde(default)]
     payload: Option<IgnoredAny>,
+    #[serde(default)]
+    platform_message_id: Option<Arc<str>>,
+}
+
+#[derive(Deserialize)]
+struct GlancedAmendment {
+    platform_message_id: Arc<str>,
 }
 
 /// What a message is to the policy of its lane.
 pub(super) fn label(message: &StreamMessage) -> Label {
     let is_newer = message.schema_version.is_some_and(|version| version > SCHEMA_VERSION);
     let glance = serde_json::from_slice::<Glance>(&message.payload).ok().filter(|_| !is_newer);
-    match glance.map(|glance| glance.event) {
-        Some(event) if event.r#type == "ignored" => Label::Aside,
-        Some(event) if event.r#type == "message" && event.payload.is_some() => Label::Pressed,
-        Some(event) if event.r#type == "message" => Label::Said { album: event.album_id },
+    let Some(Glance { event, amendment }) = glance else { return Label::Opaque };
+    match (event.r#type.as_str(), amendment) {
+        ("ignored", Some(amendment)) => Label::Amends { id: amendment.platform_message_id },
+        ("ignored", None) => Label::Aside,
+        ("message", _) if event.payload.is_some() => Label::Pressed,
+        ("message", _) => Label::Said { album: event.album_id, id: event.platform_message_id },
         _ => Label::Opaque,
     }
 }
 
-/// The messages of a turn, read.
+/// The messages of a turn, read and amended.
 pub(super) struct Burst<'a> {
     pub(super) task: &'a Task,
     /// The one that is answered.
     pub(super) envelope: Envelope,
-    /// Those before it, in order; of one that came twice only the last.
-    pub(super) earlier: Vec<(&'a Arc<StreamMessage>, Envelope)>,
+    /// Those before it, in order, and then its amendments; of one that came twice only the last.
+    earlier: Vec<(&'a Arc<StreamMessage>, Envelope)>,
+    /// What was deleted, and what deleted it.
+    deleted: Vec<&'a Arc<StreamMessage>>,
 }
 
 impl<'a> Burst<'a> {
@@ -64,7 +77,53 @@ impl<'a> Burst<'a> {
         for message in distinct(task) {
             earlier.push((message, envelope_of(message)?));
         }
-        Ok(Self { task, envelope, earlier })
+        let mut burst = Self { task, envelope, earlier, deleted: Vec::new() };
+        burst.amend();
+        Ok(burst)
+    }
+
+    /// Applies the edits, and notes the deletions.
+    fn amend(&mut self) {
+        for index in 0..self.earlier.len() {
+            let (amending, envelope) = &self.earlier[index];
+            let Some(amendment) = envelope.amendment.clone() else { continue };
+            let amending = *amending;
+            let answered = (self.task.message(), &mut self.envelope);
+            let others = self.earlier.iter_mut().map(|(message, envelope)| (*message, envelope));
+            let mut before = others.chain([answered]).filter(|(message, _)| message.sequence < amending.sequence);
+            let found = before.find_map(|(message, envelope)| match &mut envelope.event {
+                Event::Message(said) if said.platform_message_id.as_ref() == Some(&amendment.platform_message_id) => {
+                    Some((message, said))
+                }
+                _ => None,
+            });
+            match (found, amendment.replacement) {
+                (Some((_, said)), Some(replacement)) => {
+                    said.text = replacement.text;
+                    said.attachments = replacement.attachments.unwrap_or_else(|| std::mem::take(&mut said.attachments));
+                }
+                (Some((message, _)), None) => self.deleted.extend([message, amending]),
+                (None, _) => {}
+            }
+        }
+    }
+
+    /// The messages that their senders took back before their turn, with the events that did so; none, or two at least.
+    pub(super) fn deleted(&self) -> Vec<Arc<StreamMessage>> {
+        let mut deleted: Vec<_> = self.deleted.iter().map(|message| Arc::clone(message)).collect();
+        deleted.sort_by_key(|message| message.sequence);
+        deleted.dedup_by_key(|message| message.sequence);
+        deleted
+    }
+
+    /// The rows of all messages but the last when none of them is to be answered.
+    pub(super) fn withdrawn(&self) -> Vec<MergedMessage> {
+        let row = |(message, envelope): &(&Arc<StreamMessage>, Envelope)| MergedMessage {
+            state: TerminalState::Ignored,
+            reason: Some(withdrawal(&envelope.event)),
+            ..row(self.task, message, envelope)
+        };
+        self.earlier.iter().map(row).collect()
     }
 
     /// The turn under whose id the steps of this one are journaled: it stays while later messages join.
@@ -118,6 +177,14 @@ impl<'a> Burst<'a> {
     }
 }
 
+/// Why a message that was taken back is not answered, and what took it back.
+pub(super) fn withdrawal(event: &Event) -> String {
+    match event {
+        Event::Ignored { kind, reason } => ignored(kind, reason),
+        Event::Message(_) => "message: deleted before its turn".to_owned(),
+    }
+}
+
 /// Why an event is not answered, as the ledger has it.
 pub(super) fn ignored(kind: &str, reason: &str) -> String {
     format!("{kind}: {reason}")
@@ -132,11 +199,16 @@ pub(super) fn timings(message: &StreamMessage, started_at: Timestamp) -> TurnTim
     }
 }
 
-/// The earlier messages without those that come again behind: the ledger has one row for both.
+/// The earlier messages and the amendments, without those that come again behind: the ledger has one row for both.
 fn distinct(task: &Task) -> Vec<&Arc<StreamMessage>> {
     let mut seen = HashSet::from([task.message().message_id.as_str()]);
-    let mut distinct: Vec<_> =
-        task.earlier().iter().rev().filter(|message| seen.insert(message.message_id.as_str())).collect();
+    let mut distinct: Vec<_> = task
+        .earlier()
+        .iter()
+        .chain(&task.amendments)
+        .rev()
+        .filter(|message| seen.insert(message.message_id.as_str()))
+        .collect();
     distinct.reverse();
     distinct
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 use turnwise::channel::{Refusal, Verified, messenger, telegram, web};
 use turnwise::config::{BotChannel, MessengerBot, Secret};
-use turnwise::message::{Envelope, Platform};
+use turnwise::message::{Amendment, Envelope, Platform, Replacement};
 use uuid::Uuid;
 
 use crate::{NOW, WEBHOOK_SECRET, bot, message, messenger_bot, outcome, receive_messenger, stamped, telegram_bot};
@@ -105,6 +105,29 @@ fn an_odd_event_does_not_affect_its_neighbours() {
         assert_eq!(receive_messenger("P1", body.to_string().as_bytes()).unwrap().len(), 1, "{body}");
     }
     assert!(receive_messenger("P1", br#"{"object":"page","entry":[]}"#).unwrap().is_empty());
+}
+
+#[test]
+fn edits_and_deletions_name_the_message_they_change() {
+    let of = |event: Value| {
+        let mut whole = json!({ "sender": { "id": "1" } });
+        whole.as_object_mut().unwrap().extend(event.as_object().unwrap().clone());
+        receive_page_event(&whole).amendment
+    };
+    let edit = of(json!({ "message_edit": { "mid": "m_1", "text": "now", "num_edit": 1 } })).unwrap();
+    let replacement = Some(Replacement { text: "now".to_owned(), attachments: None });
+    assert_eq!(edit, Amendment { platform_message_id: "m_1".to_owned(), replacement });
+    let deletion = of(json!({ "message": { "mid": "m_1", "is_deleted": true } })).unwrap();
+    assert_eq!(deletion, Amendment { platform_message_id: "m_1".to_owned(), replacement: None });
+    for other in [
+        json!({ "message": { "mid": "m_1", "text": "hi" } }),
+        json!({ "message": { "mid": "m_1", "is_deleted": true, "is_echo": true } }),
+        json!({ "message": { "is_deleted": true } }),
+        json!({ "message_edit": { "mid": "m_1" } }),
+        json!({ "read": { "mid": "m_1", "text": "hi" } }),
+    ] {
+        assert_eq!(of(other.clone()), None, "{other}");
+    }
 }
 
 #[test]

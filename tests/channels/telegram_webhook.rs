@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use turnwise::channel::{Refusal, telegram};
 use turnwise::config::{BotChannel, Secret, TelegramBot};
-use turnwise::message::{Event, Peer};
+use turnwise::message::{Amendment, Event, Peer, Replacement};
 
 use crate::{
     WEBHOOK_SECRET, bot, fixtures, ignored_for, message, receive_telegram, receive_update, stamped, telegram_bot,
@@ -25,6 +25,20 @@ fn telegram_requests_need_the_secret() {
     }
     assert_eq!(check(&without, Some(WEBHOOK_SECRET)), Err(Refusal::Unauthorized));
     assert_eq!(check(&empty, Some("")), Err(Refusal::Unauthorized));
+}
+
+#[test]
+fn an_edit_names_the_message_it_changes() {
+    let of = |kind: &str, edited: Value| receive_update(&json!({ "update_id": 7, kind: edited })).amendment;
+    let edited = |text: &str| json!({ "message_id": 12, "chat": { "id": 5, "type": "private" }, "text": text });
+    let amendment = of("edited_message", edited("now")).unwrap();
+    let replacement = Some(Replacement { text: "now".to_owned(), attachments: Some(Vec::new()) });
+    assert_eq!(amendment, Amendment { platform_message_id: "12".to_owned(), replacement });
+    assert_eq!(of("edited_message", edited("")), None, "an edit of what a person cannot say");
+    assert_eq!(of("edited_message", json!({ "message_id": 12, "text": "now" })), None, "of no chat");
+    for kind in ["message", "edited_channel_post", "edited_business_message"] {
+        assert_eq!(of(kind, edited("now")), None, "{kind}");
+    }
 }
 
 #[test]

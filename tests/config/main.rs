@@ -144,6 +144,8 @@ fn the_references_other_keys_are_right() {
             "nats.user: has no meaning for the managed server, which serves this process only",
             "nats.password: has no meaning for the managed server, which serves this process only",
             "nats.tls: has no meaning for the managed server, which serves this process only",
+            "bots.support.quiet: has an effect only with burst = \"collect\"",
+            "bots.support.reject_reply: has an effect only with burst = \"reject\"",
             "responders.assistant.system_prompt_file: stands beside system_prompt",
         ]
     );

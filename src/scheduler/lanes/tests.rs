@@ -53,8 +53,10 @@ const BOTS: u8 = 4;
 
 fn label() -> impl Strategy<Value = Label> {
     prop_oneof![
-        12 => Just(Label::Said { album: None }),
-        4 => (0..2_u8).prop_map(|album| Label::Said { album: Some(album.to_string().into()) }),
+        12 => Just(Label::Said { album: None, id: None }),
+        4 => (0..2_u8).prop_map(|album| Label::Said { album: Some(album.to_string().into()), id: None }),
+        4 => (0..3_u8).prop_map(|id| Label::Said { album: None, id: Some(id.to_string().into()) }),
+        2 => (0..3_u8).prop_map(|id| Label::Amends { id: id.to_string().into() }),
         2 => Just(Label::Aside),
         1 => Just(Label::Pressed),
         1 => Just(Label::Opaque),
@@ -148,14 +150,21 @@ impl Model {
     }
 
     fn begin(&mut self, start: &Start) {
-        let Start { key, track, sequences, attempt, partition } = start;
+        let Start { key, track, sequences, attempt, partition, amendments } = start;
         assert!(!self.is_running(key, *track), "two at once on {key}");
         assert!(!self.paused.contains(&(Arc::clone(key), *track)), "{key} ran during its pause");
         assert!(!self.gathering.iter().any(|(gathering, _)| gathering == key) || *track == Track::Refusal);
         assert_eq!(partition_of(key), *partition);
         assert!(sequences.is_sorted_by(|left, right| left < right) && !sequences.is_empty());
         let lane = &self.messages[key];
-        assert!(sequences.iter().all(|sequence| lane.contains(sequence)), "a message ran after its end");
+        let mut all = sequences.iter().chain(amendments);
+        assert!(all.all(|sequence| lane.contains(sequence)), "a message ran after its end");
+        for amendment in amendments {
+            let Label::Amends { id } = &self.labels[amendment] else { panic!("{amendment} amends nothing") };
+            let names = |label: &Label| matches!(label, Label::Said { id: Some(said), .. } if said == id);
+            assert!(sequences.iter().any(|sequence| sequence < amendment && names(&self.labels[sequence])));
+            assert!(!sequences.contains(amendment));
+        }
         match track {
             Track::Turn => self.begin_turn(start),
             Track::Refusal => {
@@ -221,9 +230,11 @@ fn run(lanes: &mut Lanes, model: &mut Model, step: &Step) {
         Step::Start => start(lanes, model),
         Step::Finish { which, at_most } if !model.running.is_empty() => {
             let start = model.running.swap_remove(which % model.running.len());
-            let done = &start.sequences[..start.sequences.len().min(*at_most)];
-            lanes.done(&start.key, start.track, done);
-            model.finish(&start, done);
+            let mut done = start.sequences.clone();
+            done.extend(&start.amendments);
+            done.truncate(*at_most);
+            lanes.done(&start.key, start.track, &done);
+            model.finish(&start, &done);
             model.reads.extend(lanes.refill(&start.key));
         }
         Step::Fail { which, counts } if !model.running.is_empty() => {
@@ -372,7 +383,7 @@ proptest! {
 }
 
 fn plain() -> Label {
-    Label::Said { album: None }
+    Label::Said { album: None, id: None }
 }
 
 fn lanes(burst: Burst, backlog: usize) -> Lanes {
