@@ -77,13 +77,14 @@ async fn floors(
     Ok(floors)
 }
 
-/// Writes down what only the consumers about to be removed know: a crash after their removal must not make it forgotten.
+/// Writes down where to read on, before anything is read: what only the consumers about to be removed know must not be
+/// forgotten, and an owner that dies before its first checkpoint must not leave its acknowledgements as the only trace,
+/// because parked messages are acknowledged and not done.
 async fn keep_floors(store: &Store, takeovers: &[Takeover], floors: &HashMap<u16, u64>) -> Result<(), StoreError> {
     let floors: Vec<(Ownership, u64)> = takeovers
         .iter()
         .filter(|takeover| takeover.checkpoint.is_none())
         .map(|takeover| (takeover.ownership, start_after(takeover, floors)))
-        .filter(|(_, floor)| *floor > 0)
         .collect();
     if floors.is_empty() { Ok(()) } else { store.save_checkpoints(&floors).await }
 }
