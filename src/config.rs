@@ -25,9 +25,9 @@ mod tools;
 pub use problem::{ConfigError, Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
-    Bot, BotChannel, Burst, Console, Database, Effects, Http, HttpTool, McpServer, McpTransport, MessengerBot, Nats,
-    NatsAuth, NatsServer, NatsTls, OnUncertain, OnUnknown, OpenAi, ReplyInFlight, ResponderConfig, ResponderKind, Sync,
-    TelegramBot, Telemetry, ToolConfig, ToolKind, Updates, WebBot, Worker,
+    Argument, Bot, BotChannel, Burst, Console, Database, Effects, Http, HttpTool, McpServer, McpTransport,
+    MessengerBot, Nats, NatsAuth, NatsServer, NatsTls, OnUncertain, OnUnknown, OpenAi, ReplyInFlight, ResponderConfig,
+    ResponderKind, Sync, TelegramBot, Telemetry, ToolConfig, ToolKind, Updates, WebBot, Worker,
 };
 pub(crate) use tools::compile_schema;
 
@@ -124,6 +124,11 @@ impl Config {
             if responder.timeout > self.worker.turn_timeout {
                 warnings
                     .push(format!("responders.{name}.timeout: worker.turn_timeout is shorter and ends the turn first"));
+            }
+        }
+        for (name, tool) in &self.tools {
+            if tool.timeout > self.worker.turn_timeout {
+                warnings.push(format!("tools.{name}.timeout: worker.turn_timeout is shorter and ends the turn first"));
             }
         }
         warnings

@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::wire::{RetryTwice, Wire, WireFault};
-use crate::config::{McpTransport, Secret};
+use crate::config::{Argument, McpTransport, Secret};
 use crate::http;
 use crate::tool::http::headers;
 
@@ -44,7 +44,7 @@ const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How to reach a server.
 pub(super) enum Dial {
     Url { url: String, wire: Wire },
-    Command { program: PathBuf, arguments: Vec<Secret>, env: BTreeMap<String, Secret>, folder: PathBuf },
+    Command { program: PathBuf, arguments: Vec<Argument>, env: BTreeMap<String, Secret>, folder: PathBuf },
 }
 
 /// A session that is open.
@@ -156,9 +156,9 @@ impl ClientHandler for Client {
 }
 
 /// A process group of its own, so that Ctrl-C at a terminal stops us first, and the child by us.
-fn command(program: &PathBuf, arguments: &[Secret], env: &BTreeMap<String, Secret>, folder: &PathBuf) -> Command {
+fn command(program: &PathBuf, arguments: &[Argument], env: &BTreeMap<String, Secret>, folder: &PathBuf) -> Command {
     let mut command = Command::new(program);
-    command.args(arguments.iter().map(Secret::expose)).env_clear().current_dir(folder);
+    command.args(arguments.iter().map(|argument| argument.text.expose())).env_clear().current_dir(folder);
     if let Some(path) = std::env::var_os("PATH") {
         command.env("PATH", path);
     }
