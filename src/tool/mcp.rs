@@ -70,19 +70,22 @@ struct Session {
 }
 
 impl McpSessions {
+    /// `None` when the address is none, which a configuration that was read cannot have.
+    ///
     /// # Errors
     /// When the system has no CA certificates to check the server by.
-    pub(super) fn new(name: &str, settings: &ToolConfig, server: &McpServer) -> Result<Self, reqwest::Error> {
-        Ok(Self {
+    pub(super) fn new(name: &str, settings: &ToolConfig, server: &McpServer) -> Result<Option<Self>, reqwest::Error> {
+        let Some(dial) = Dial::new(&server.transport)? else { return Ok(None) };
+        Ok(Some(Self {
             name: name.to_owned(),
             settings: settings.clone(),
             only: server.only.clone(),
-            dial: Dial::new(&server.transport)?,
+            dial,
             quotes: Quotes::without(secrets(&server.transport)),
             session: watch::Sender::new(None),
             wanted: Notify::new(),
             tried: watch::Sender::new(false),
-        })
+        }))
     }
 
     /// Returns once the first attempt to connect is over.
