@@ -26,7 +26,7 @@ mod workflows;
 pub use problem::{ConfigError, Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
-    Bot, BotChannel, Burst, Console, Database, Effects, Http, HttpService, HttpTool, McpServer, McpTransport,
+    Argument, Bot, BotChannel, Burst, Console, Database, Effects, Http, HttpService, HttpTool, McpServer, McpTransport,
     MessengerBot, ModelApi, ModelConfig, Nats, NatsAuth, NatsServer, NatsTls, OnUncertain, OnUnknown, ReplyInFlight,
     ResponderConfig, ResponderKind, Sync, TelegramBot, Telemetry, ToolConfig, ToolKind, Updates, WebBot, Worker,
 };
@@ -128,6 +128,11 @@ impl Config {
             if responder.timeout > self.worker.turn_timeout {
                 warnings
                     .push(format!("responders.{name}.timeout: worker.turn_timeout is shorter and ends the turn first"));
+            }
+        }
+        for (name, tool) in &self.tools {
+            if tool.timeout > self.worker.turn_timeout {
+                warnings.push(format!("tools.{name}.timeout: worker.turn_timeout is shorter and ends the turn first"));
             }
         }
         warnings

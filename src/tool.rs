@@ -61,7 +61,6 @@
 //! # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(run()).unwrap();
 //! ```
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -197,6 +196,3 @@ pub trait Tool: Send + Sync + 'static {
     /// See [`ToolError`].
     async fn call(&self, context: &ToolContext, arguments: Value) -> Result<Value, ToolError>;
 }
-
-/// A tool that is shared.
-pub type SharedTool = Arc<dyn Tool>;

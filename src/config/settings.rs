@@ -529,11 +529,18 @@ pub enum McpTransport {
     /// A child process that is spoken to over its standard input and output.
     Command {
         program: PathBuf,
-        /// Any of them may hold a password.
-        arguments: Vec<Secret>,
+        arguments: Vec<Argument>,
         /// All that the child has of an environment, but for `PATH`.
         env: BTreeMap<String, Secret>,
         /// The child's working directory.
         folder: PathBuf,
     },
+}
+
+/// One word of a command, which may hold a password.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Argument {
+    pub text: Secret,
+    /// Whether it is kept in the environment or a file, as a secret is.
+    pub kept_elsewhere: bool,
 }

@@ -16,7 +16,7 @@ use super::expected::{Expected, NAME_ALPHABET, duration, endpoint, flag, in_name
 use super::problem::{nearest, quoted};
 use super::reader::{Table, Value};
 use super::secret::{self, Secret, SecretKind};
-use super::{Effects, HttpTool, McpServer, McpTransport, OnUnknown, ToolConfig, ToolKind};
+use super::{Argument, Effects, HttpTool, McpServer, McpTransport, OnUnknown, ToolConfig, ToolKind};
 
 /// Below this no network answers; a person does not wait for longer than an hour.
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3_600);
@@ -215,7 +215,9 @@ fn command(table: &Table<'_>, value: &Value<'_>) -> Option<McpTransport> {
         value.problem(format!("has {} words", words.len()), format!("write at most {COMMAND_WORDS_MAX}"));
     }
     let program = program.read(&secret::path())?;
-    let arguments = arguments.iter().filter_map(|argument| argument.secret(&secret::ANY)).collect();
+    let argument =
+        |word: &Value<'_>| word.secret(&secret::ANY).map(|text| Argument { text, kept_elsewhere: word.is_table() });
+    let arguments = arguments.iter().filter_map(argument).collect();
     let program = match program.contains('/') {
         true => table.reading.resolve(&program),
         false => program.into(),

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
-use rmcp::model::{CallToolRequestParams, PingRequest, ServerResult};
-use rmcp::service::{Peer, RoleClient};
+use rmcp::model::{CallToolRequestParams, PingRequest};
+use rmcp::service::{Peer, RoleClient, ServiceError};
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -70,19 +70,22 @@ struct Session {
 }
 
 impl McpSessions {
+    /// `None` when the address is none, which a configuration that was read cannot have.
+    ///
     /// # Errors
     /// When the system has no CA certificates to check the server by.
-    pub(super) fn new(name: &str, settings: &ToolConfig, server: &McpServer) -> Result<Self, reqwest::Error> {
-        Ok(Self {
+    pub(super) fn new(name: &str, settings: &ToolConfig, server: &McpServer) -> Result<Option<Self>, reqwest::Error> {
+        let Some(dial) = Dial::new(&server.transport)? else { return Ok(None) };
+        Ok(Some(Self {
             name: name.to_owned(),
             settings: settings.clone(),
             only: server.only.clone(),
-            dial: Dial::new(&server.transport)?,
+            dial,
             quotes: Quotes::without(secrets(&server.transport)),
             session: watch::Sender::new(None),
             wanted: Notify::new(),
             tried: watch::Sender::new(false),
-        })
+        }))
     }
 
     /// Returns once the first attempt to connect is over.
@@ -241,7 +244,8 @@ fn params(tool: &str, context: &ToolContext, arguments: &Value) -> CallToolReque
 
 async fn answers(peer: &Peer<RoleClient>) -> bool {
     let ping = peer.send_request(PingRequest::default().into());
-    matches!(tokio::time::timeout(ANSWER_PATIENCE, ping).await, Ok(Ok(ServerResult::EmptyResult(_))))
+    // A server that refuses to be pinged has answered.
+    matches!(tokio::time::timeout(ANSWER_PATIENCE, ping).await, Ok(Ok(_) | Err(ServiceError::McpError(_))))
 }
 
 fn pauses() -> ExponentialBackoff {
@@ -256,6 +260,9 @@ fn pauses() -> ExponentialBackoff {
 fn secrets(transport: &McpTransport) -> Vec<&Secret> {
     match transport {
         McpTransport::Url { headers, .. } => headers.values().collect(),
-        McpTransport::Command { env, .. } => env.values().collect(),
+        McpTransport::Command { arguments, env, .. } => {
+            let kept = arguments.iter().filter(|argument| argument.kept_elsewhere).map(|argument| &argument.text);
+            kept.chain(env.values()).collect()
+        }
     }
 }

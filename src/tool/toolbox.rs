@@ -52,7 +52,7 @@ pub enum BuildError {
     },
 }
 
-/// See the [module](self). Clones share everything; when the last one goes, the MCP servers do, too.
+/// The tools of a deployment. Clones share everything; when the last one goes, the MCP servers do, too.
 #[derive(Clone)]
 pub struct Toolbox {
     shared: Arc<Shared>,
@@ -116,7 +116,8 @@ impl Toolbox {
                     Err(error) => errors.push(error),
                 },
                 ToolKind::Mcp(server) => match McpSessions::new(name, settings, server) {
-                    Ok(server) => servers.push(Arc::new(server)),
+                    Ok(Some(server)) => servers.push(Arc::new(server)),
+                    Ok(None) => errors.push(BuildError::Url { name: name.clone() }),
                     Err(source) => errors.push(BuildError::HttpClient { name: name.clone(), source }),
                 },
             }

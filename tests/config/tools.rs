@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use turnwise::config::{
-    ConfigReader, Effects, HttpTool, McpServer, McpTransport, OnUnknown, Secret, ToolConfig, ToolKind,
+    Argument, ConfigReader, Effects, HttpTool, McpServer, McpTransport, OnUnknown, Secret, ToolConfig, ToolKind,
 };
 
 use crate::{check, environment, read, whole};
@@ -74,7 +74,10 @@ fn every_kind_with_all_its_keys() {
     let files = McpServer {
         transport: McpTransport::Command {
             program: PathBuf::from("/etc/turnwise/./bin/files"),
-            arguments: vec![secret("--key"), secret("hunter2")],
+            arguments: vec![
+                Argument { text: secret("--key"), kept_elsewhere: false },
+                Argument { text: secret("hunter2"), kept_elsewhere: true },
+            ],
             env: BTreeMap::from([("HOME".to_owned(), secret("/tmp"))]),
             folder: PathBuf::from("/etc/turnwise"),
         },

@@ -6,20 +6,24 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 
 use crate::support::{PATIENCE, eventually, free_port};
 
 pub(crate) struct Everything {
     port: u16,
     child: Option<Child>,
+    /// How many requests it has been posted.
+    pub(crate) heard: watch::Sender<usize>,
 }
 
 impl Everything {
     /// A port of its own, on which nobody listens yet.
     pub(crate) fn away() -> Self {
-        Self { port: free_port(), child: None }
+        Self { port: free_port(), child: None, heard: watch::Sender::new(0) }
     }
 
     pub(crate) async fn start() -> Self {
@@ -41,8 +45,15 @@ impl Everything {
         let mut command = Command::new("node");
         command.arg(script()).arg("streamableHttp").env_clear().env("PORT", self.port.to_string());
         command.env("PATH", std::env::var_os("PATH").unwrap());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-        self.child = Some(command.spawn().unwrap());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+        let child = self.child.insert(command.spawn().unwrap());
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let heard = self.heard.clone();
+        tokio::spawn(async move {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                heard.send_modify(|posts| *posts += usize::from(line == "Received MCP POST request"));
+            }
+        });
         eventually("the MCP server to listen", PATIENCE, async || {
             TcpStream::connect(("127.0.0.1", self.port)).await.ok()
         })
@@ -66,11 +77,12 @@ pub(crate) fn processes(mark: &str) -> Vec<u32> {
     numbers.filter(has_mark).collect()
 }
 
-/// SIGKILL to the one process that has `mark`.
-pub(crate) async fn kill9(mark: &str) {
+/// SIGKILL to the one process that has `mark`, which is returned.
+pub(crate) async fn kill9(mark: &str) -> u32 {
     let [process] = processes(mark)[..] else { panic!("one process has the mark {mark}") };
     let status = Command::new("kill").arg("-9").arg(process.to_string()).status().await.unwrap();
     assert!(status.success());
+    process
 }
 
 /// `TURNWISE_MCP_EVERYTHING`, else the project's tools folder.

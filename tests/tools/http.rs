@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, Response};
 use axum::routing::post;
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use turnwise::tool::{Effects, OnUnknown, ToolError};
 
@@ -20,8 +20,6 @@ use crate::{SECRET, TRACEPARENT, call, configured, failed, map, retryable, unkno
 #[derive(Clone)]
 enum Play {
     Answer(u16, Vec<(&'static str, &'static str)>, String),
-    /// The first half of an answer, then the connection breaks.
-    Cut(u16),
     /// Nothing, until the client goes away.
     Silence,
     /// A text without end.
@@ -48,10 +46,6 @@ async fn answer(State((play, seen)): State<(Play, Seen)>, headers: HeaderMap, bo
             let response = headers.into_iter().fold(response, |response, (name, value)| response.header(name, value));
             response.body(Body::from(body)).unwrap()
         }
-        Play::Cut(status) => {
-            let parts = stream::iter([Ok("half of an ans"), Err(std::io::Error::other("cut"))]);
-            Response::builder().status(status).body(Body::from_stream(parts)).unwrap()
-        }
         Play::Silence => std::future::pending().await,
         Play::Endless => {
             let chunk = Bytes::from(vec![b'x'; 65_536]);
@@ -68,6 +62,21 @@ fn table(url: &str, lines: &str) -> String {
 async fn outcome(play: Play, lines: &str) -> Result<Value, ToolError> {
     let (url, _) = server(play).await;
     call(&configured(&table(&url, lines)), "orders", "").await
+}
+
+/// From a server that answers a request with these bytes and closes the connection.
+async fn outcome_of_bytes(answer: &'static str) -> Result<Value, ToolError> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/orders", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut connection, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"{}") {
+            connection.read_buf(&mut request).await.unwrap();
+        }
+        connection.write_all(answer.as_bytes()).await.unwrap();
+    });
+    call(&configured(&table(&url, "")), "orders", "").await
 }
 
 fn status(status: u16) -> Play {
@@ -139,8 +148,8 @@ async fn refusals_and_what_they_mean() {
     }
     let empty = Play::Answer(404, Vec::new(), String::new());
     assert_eq!(outcome(empty, "").await, failed(&told(404)));
-    let broken_off = outcome(Play::Cut(409), "").await;
-    assert_eq!(broken_off, failed(&told(409)), "the status says enough");
+    let broken_off = "HTTP/1.1 409 Conflict\r\ncontent-length: 100\r\n\r\nhalf of an ans";
+    assert_eq!(outcome_of_bytes(broken_off).await, failed(&told(409)), "the status says enough");
     let elsewhere = Play::Answer(307, vec![("location", "/orders")], String::new());
     let told = format!("{}, a redirect, which is not followed", told(307));
     let (url, seen) = server(elsewhere).await;
@@ -164,23 +173,17 @@ async fn calls_without_an_answer() {
     assert_eq!(outcome(Play::Silence, timeout).await, unknown("the tool did not answer within 200 ms"));
     let read_only = outcome(Play::Silence, &format!("{timeout}\n{READ_ONLY}")).await;
     assert_eq!(read_only, unknown("the tool did not answer within 200 ms"), "the policy decides what becomes of it");
-    let Err(ToolError::Unknown { message }) = outcome(Play::Cut(200), "").await else { panic!("it broke off") };
+    let broken_off = outcome_of_bytes("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf of an ans").await;
+    let Err(ToolError::Unknown { message }) = broken_off else { panic!("{broken_off:?}") };
     assert!(message.starts_with("the tool's server broke off its answer: "), "{message}");
+    let silent = outcome_of_bytes("").await;
+    let Err(ToolError::Unknown { message }) = silent else { panic!("{silent:?}") };
+    assert!(message.starts_with("the tool's server did not answer: "), "{message}");
+    assert!(!message.contains("127.0.0.1"), "{message}");
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/orders", listener.local_addr().unwrap());
-    let closing = tokio::spawn(async move {
-        let (mut connection, _) = listener.accept().await.unwrap();
-        connection.read_exact(&mut [0; 16]).await.unwrap();
-    });
-    let Err(ToolError::Unknown { message }) = call(&configured(&table(&url, "")), "orders", "").await else {
-        panic!("the connection was closed after the request")
-    };
-    assert!(message.starts_with("the tool's server did not answer: "), "{message}");
-    assert!(!message.contains("127.0.0.1"), "{message}");
-    closing.await.unwrap();
-
-    // Nobody listens there any more.
+    drop(listener);
     let Err(ToolError::Retryable { message, after: None }) = call(&configured(&table(&url, "")), "orders", "").await
     else {
         panic!("nothing was sent")

@@ -15,7 +15,7 @@ use axum::routing::post;
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 /// How a call is refused: status, `Retry-After`, body.
 pub(crate) type Refusal = (u16, Option<&'static str>, String);
@@ -31,6 +31,7 @@ struct Shared {
     refusals: Mutex<VecDeque<Refusal>>,
     tools: Mutex<Vec<Value>>,
     calls: Mutex<Vec<(HeaderMap, Value)>>,
+    pings: watch::Sender<usize>,
     events: broadcast::Sender<Value>,
 }
 
@@ -43,6 +44,7 @@ impl StandIn {
             refusals: Mutex::default(),
             tools: Mutex::new(vec![tool("book")]),
             calls: Mutex::default(),
+            pings: watch::Sender::new(0),
             events: broadcast::channel(8).0,
         });
         let router = Router::new().route("/mcp", post(answer).get(events).delete(end)).with_state(Arc::clone(&state));
@@ -69,6 +71,16 @@ impl StandIn {
     /// Every call that was not refused, with its headers.
     pub(crate) fn calls(&self) -> Vec<(HeaderMap, Value)> {
         self.state.calls.lock().unwrap().clone()
+    }
+
+    /// Returns when it has been pinged so often.
+    pub(crate) async fn pinged(&self, times: usize) {
+        self.state.pings.subscribe().wait_for(|pings| *pings >= times).await.unwrap();
+    }
+
+    /// The sessions that it knows.
+    pub(crate) fn sessions(&self) -> HashSet<String> {
+        self.state.sessions.lock().unwrap().clone()
     }
 
     /// How many sessions are open and listening.
@@ -108,7 +120,10 @@ async fn answer(State(state): State<Arc<Shared>>, headers: HeaderMap, body: Byte
             state.calls.lock().unwrap().push((headers, message["params"].clone()));
             (json!({ "content": [{ "type": "text", "text": "booked" }] }), None)
         }
-        "ping" => (json!({}), None),
+        "ping" => {
+            state.pings.send_modify(|pings| *pings += 1);
+            (json!({}), None)
+        }
         _ => return Response::builder().status(202).body(Body::empty()).unwrap(),
     };
     let answer = json!({ "jsonrpc": "2.0", "id": message["id"], "result": result });

@@ -1,5 +1,7 @@
 //! MCP's HTTP transport where a real server does not go: every refusal, lost sessions, lists that change, secrets.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use turnwise::tool::{ToolError, Toolbox};
 
@@ -112,4 +114,27 @@ async fn a_list_that_changes_is_read_again() {
     eventually("the old list", PATIENCE, async || tools.get("rooms_free").is_none().then_some(())).await;
     tools.shutdown().await;
     assert_eq!(tools.validate("rooms_free", "").unwrap_err(), r#"There is no tool "rooms_free"."#);
+}
+
+/// Without a call, half a minute later: the clock is put forward.
+#[tokio::test]
+async fn a_session_is_looked_after() {
+    let half_a_minute = async || {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(31)).await;
+        tokio::time::resume();
+    };
+    let server = StandIn::start().await;
+    let tools = connected(&server, "").await;
+    let sessions = server.sessions();
+    for times in 1..3 {
+        half_a_minute().await;
+        server.pinged(times).await;
+    }
+    assert_eq!(book(&tools).await, Ok(json!("booked")));
+    assert_eq!(server.sessions(), sessions, "a session that lives is kept");
+    server.forget_sessions();
+    half_a_minute().await;
+    eventually("another session", PATIENCE, async || (server.sessions().len() == 1).then_some(())).await;
+    tools.shutdown().await;
 }

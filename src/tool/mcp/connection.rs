@@ -5,7 +5,7 @@
 //! since its input is.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::wire::{RetryTwice, Wire, WireFault};
-use crate::config::{McpTransport, Secret};
+use crate::config::{Argument, McpTransport, Secret};
 use crate::http;
 use crate::tool::http::headers;
 
@@ -44,7 +44,7 @@ const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How to reach a server.
 pub(super) enum Dial {
     Url { url: String, wire: Wire },
-    Command { program: PathBuf, arguments: Vec<Secret>, env: BTreeMap<String, Secret>, folder: PathBuf },
+    Command { program: PathBuf, arguments: Vec<Argument>, env: BTreeMap<String, Secret>, folder: PathBuf },
 }
 
 /// A session that is open.
@@ -59,17 +59,15 @@ pub(super) struct Connection {
 }
 
 impl Dial {
+    /// `None` when the address is none.
+    ///
     /// # Errors
     /// When the system has no CA certificates to check the server by.
-    pub(super) fn new(transport: &McpTransport) -> Result<Self, reqwest::Error> {
-        Ok(match transport {
+    pub(super) fn new(transport: &McpTransport) -> Result<Option<Self>, reqwest::Error> {
+        Ok(Some(match transport {
             McpTransport::Url { url, headers: configured } => {
-                let client = match Url::parse(url) {
-                    Ok(url) => http::client(&url)?,
-                    // Not in a configuration that was read; each call says what is wrong.
-                    Err(_) => reqwest::Client::new(),
-                };
-                let wire = Wire::new(client, headers(configured), MESSAGE_BYTES_MAX);
+                let Ok(address) = Url::parse(url) else { return Ok(None) };
+                let wire = Wire::new(http::client(&address)?, headers(configured), MESSAGE_BYTES_MAX);
                 Self::Url { url: url.clone(), wire }
             }
             McpTransport::Command { program, arguments, env, folder } => Self::Command {
@@ -78,7 +76,7 @@ impl Dial {
                 env: env.clone(),
                 folder: folder.clone(),
             },
-        })
+        }))
     }
 
     /// # Errors
@@ -156,9 +154,9 @@ impl ClientHandler for Client {
 }
 
 /// A process group of its own, so that Ctrl-C at a terminal stops us first, and the child by us.
-fn command(program: &PathBuf, arguments: &[Secret], env: &BTreeMap<String, Secret>, folder: &PathBuf) -> Command {
+fn command(program: &Path, arguments: &[Argument], env: &BTreeMap<String, Secret>, folder: &Path) -> Command {
     let mut command = Command::new(program);
-    command.args(arguments.iter().map(Secret::expose)).env_clear().current_dir(folder);
+    command.args(arguments.iter().map(|argument| argument.text.expose())).env_clear().current_dir(folder);
     if let Some(path) = std::env::var_os("PATH") {
         command.env("PATH", path);
     }

@@ -50,7 +50,13 @@ fn complete(result: CallToolResult, quotes: &Quotes) -> Result<Value, ToolError>
         let words = quotes.quote(&text(result.content));
         return Err(ToolError::failed(if words.is_empty() { "the tool failed".to_owned() } else { words }));
     }
-    Ok(result.structured_content.unwrap_or_else(|| Value::String(cut(text(result.content)))))
+    match result.structured_content {
+        Some(structured) => {
+            let text = structured.to_string();
+            Ok(if text.len() > RESULT_BYTES_MAX { Value::String(cut(text)) } else { structured })
+        }
+        None => Ok(Value::String(cut(text(result.content)))),
+    }
 }
 
 /// Parts joined by line breaks; what is no text is named in brackets.
