@@ -117,5 +117,6 @@ fn request() -> TurnRequest {
         },
         messages: vec![NewUserMessage { message, sender: None }],
         history: Arc::from(Vec::new()),
+        prompt: None,
     }
 }

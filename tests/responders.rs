@@ -57,6 +57,7 @@ fn request(texts: &[&str]) -> TurnRequest {
         },
         messages: messages.collect(),
         history: Arc::from(Vec::new()),
+        prompt: None,
     }
 }
 

@@ -153,6 +153,7 @@ fn request(text: &str, payload: Option<String>) -> TurnRequest {
         },
         messages: vec![NewUserMessage { message, sender }],
         history: Arc::from([]),
+        prompt: None,
     }
 }
 
