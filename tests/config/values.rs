@@ -108,6 +108,16 @@ fn bots_and_responders() {
         kind = "anthropic"
         api_key = { env = "ANY" }
         model = "claude-sonnet-4-5"
+        [responders.service]
+        kind = "http"
+        url = "http://127.0.0.1:9000/turn"
+        bearer_token = { env = "ANY" }
+        headers = { X-Shop = "7" }
+        workflow = "w"
+        [workflows.w]
+        version = 3
+        start = "only"
+        nodes = { only = { kind = "respond", next = "only" } }
         [tools.clock]
         kind = "http"
         url = "http://127.0.0.1:9/clock"
@@ -125,8 +135,17 @@ fn bots_and_responders() {
     assert_eq!(web.origins, ["https://shop.example", "http://localhost:3000"]);
     assert_eq!(web.conversation_ttl, Duration::from_secs(7 * 86_400));
 
-    let ResponderConfig { kind, timeout, max_concurrency, history_messages, history_tokens, tools, max_tool_rounds } =
-        &config.responders["model"];
+    let ResponderConfig {
+        kind,
+        timeout,
+        max_concurrency,
+        history_messages,
+        history_tokens,
+        tools,
+        max_tool_rounds,
+        workflow,
+    } = &config.responders["model"];
+    assert_eq!(*workflow, None);
     assert_eq!((tools.join(" "), *max_tool_rounds), ("clock files".to_owned(), 3));
     assert_eq!((*timeout, *max_concurrency), (Duration::from_secs(5), 7));
     assert_eq!((*history_messages, *history_tokens), (40, 4_000));
