@@ -156,6 +156,12 @@ fn bots_and_responders() {
     let ResponderKind::Model(model) = &config.responders["claude"].kind else { panic!("it is a model") };
     assert_eq!((model.api, model.base_url.as_str()), (ModelApi::Anthropic, "https://api.anthropic.com"));
     assert_eq!((model.api_key.as_ref(), model.max_output_tokens), (Some(&secret("hunter2")), None));
+    let service = &config.responders["service"];
+    assert_eq!((service.workflow.as_deref(), config.workflows["w"].version), (Some("w"), 3));
+    let ResponderKind::Http(http) = &service.kind else { panic!("it is a service") };
+    assert_eq!(http.url, "http://127.0.0.1:9000/turn");
+    let headers: Vec<_> = http.headers.iter().map(|(name, value)| (name.as_str(), value.expose())).collect();
+    assert_eq!(headers, [("authorization", "Bearer hunter2"), ("x-shop", "7")]);
 }
 
 #[test]
