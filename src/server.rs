@@ -33,11 +33,16 @@ use crate::scheduler::{self, Limits, Orders, Work};
 use crate::store::Store;
 use crate::stream::{self, Connection, Lane, Publisher, StreamHandle};
 use crate::telemetry::{Metrics, chain};
-use crate::tool::Toolbox;
+use crate::tool::{Tool, Toolbox};
 use crate::turn::outbox::Outbox;
 use crate::turn::progress::Audience;
 use crate::turn::typing::Typing;
 use crate::turn::{self, Settings, Turns};
+
+mod builder;
+
+pub(crate) use builder::stop_signal;
+pub use builder::{Server, ServerBuilder};
 
 /// How long the database and NATS may take to come up at start, as when a whole machine boots.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -69,6 +74,30 @@ pub struct Roles {
 
 impl Roles {
     pub const ALL: Self = Self { ingress: true, worker: true, egress: true };
+}
+
+/// What a program has written in Rust, for its configuration to name.
+#[derive(Default)]
+pub struct Registered {
+    pub responders: Responders,
+    pub tools: Vec<Arc<dyn Tool>>,
+}
+
+impl From<Responders> for Registered {
+    fn from(responders: Responders) -> Self {
+        Self { responders, tools: Vec::new() }
+    }
+}
+
+impl std::fmt::Debug for Registered {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let tools: Vec<String> = self.tools.iter().map(|tool| tool.spec().name).collect();
+        formatter
+            .debug_struct("Registered")
+            .field("responders", &self.responders.keys())
+            .field("tools", &tools)
+            .finish()
+    }
 }
 
 /// The address that requests shall come to is not to be had.
@@ -151,18 +180,19 @@ pub async fn open_store(config: &Config) -> anyhow::Result<Store> {
 pub async fn run(
     config: &Config,
     roles: Roles,
-    registered: Responders,
+    registered: impl Into<Registered>,
     stop: CancellationToken,
     ready: impl FnOnce(SocketAddr),
 ) -> anyhow::Result<()> {
+    let Registered { responders, tools } = registered.into();
     // Bound first: a taken port must be found before partitions are taken over.
     let address = config.http.listen;
     let listener = TcpListener::bind(address).await.map_err(|source| ListenError { address, source })?;
     let address = listener.local_addr().context("cannot tell the address listened on")?;
     let metrics = Metrics::install()?;
-    let toolbox = Toolbox::build(config, Vec::new()).map_err(|errors| unusable("tools", &errors))?;
+    let toolbox = Toolbox::build(config, tools).map_err(|errors| unusable("tools", &errors))?;
     let responders =
-        responder::build(config, registered, &toolbox).map_err(|errors| unusable("responders", &errors))?;
+        responder::build(config, responders, &toolbox).map_err(|errors| unusable("responders", &errors))?;
     let backends = Backends::open(config).await?;
     if roles.worker {
         toolbox.connect().await;

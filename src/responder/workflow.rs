@@ -39,8 +39,8 @@
 //! ```
 //!
 //! A turn walks from node to node until it comes to a question, a handoff or an end, to a `respond` node that it has been to,
-//! or to a second one that needs the responder: there it waits for the next message. It stops after [`HOPS_MAX`] nodes and
-//! goes on from there with the next message. `end` and `handoff` clear the place: a later message that the bot gets begins
+//! or to a second one that needs the responder: there it waits, and the conditions that led there are asked again with the
+//! next message. It stops after [`HOPS_MAX`] nodes and goes on from there with the next message. `end` and `handoff` clear the place: a later message that the bot gets begins
 //! at `start`. To let people talk to the responder after the graph, end it in a `respond` node whose `next` is itself.
 //!
 //! The place is `metadata.workflow_state`: `{ workflow, version, node, asked }`. One that is of another workflow or version,

@@ -219,20 +219,27 @@ fn responders_and_their_kinds() {
     check(
         r#"[responders.echo]
 kind = "http"
-url = "http://x""#,
+bearer_token = { env = "TWO_LINES" }
+headers = { Authorization = "x", Host = "y", "a b" = "z" }
+base_url = "http://x""#,
         &[
-            r#"2 responders.echo.kind: "http" is not available in this version; use "openai", "anthropic", "echo" or "script""#,
+            r#"1 responders.echo.url: is missing in [responders.echo]; write an address such as "http://127.0.0.1:9000/turn""#,
+            "3 responders.echo.bearer_token: stands beside the header Authorization; keep one of them",
+            r#"3 responders.echo.bearer_token: environment variable TWO_LINES holds a character that no HTTP header may hold; write a string, { env = "NAME" } or { file = "PATH" }"#,
+            "4 responders.echo.headers.Host: is a header that every call sets itself; remove it",
+            r#"4 responders.echo.headers."a b": is not the name of an HTTP header; write a name such as X-Api-Key"#,
+            r#"5 responders.echo.base_url: belongs to responders of kind "openai" or "anthropic"; remove it"#,
         ],
     );
     check(
         "[responders.echo]",
-        &[r#"1 responders.echo.kind: is missing in [responders.echo]; use "openai", "anthropic", "echo" or "script""#],
+        &[r#"1 responders.echo.kind: is missing in [responders.echo]; use "openai", "anthropic", "http", "echo" or "script""#],
     );
     check(
         r#"[responders.echo]
 kind = "ecko"
 model = "x""#,
-        &[r#"2 responders.echo.kind: "ecko" is not known; use "openai", "anthropic", "echo" or "script""#],
+        &[r#"2 responders.echo.kind: "ecko" is not known; use "openai", "anthropic", "http", "echo" or "script""#],
     );
     check(
         r#"[responders]
@@ -253,7 +260,7 @@ timout = "1s""#,
             r#"4 responders.echo.file: belongs to responders of kind "script"; remove it"#,
             r#"5 responders.echo.tools: belongs to responders of kind "openai" or "anthropic"; remove it"#,
             r#"6 responders.echo.max_tool_rounds: belongs to responders of kind "openai" or "anthropic"; remove it"#,
-            "7 responders.echo.workflow: is not available in this version; remove it",
+            r#"7 responders.echo.workflow: there is no workflow "intake"; add a table [workflows.NAME]"#,
             r#"8 responders.echo.timout: unknown key; did you mean "timeout"?"#,
         ],
     );

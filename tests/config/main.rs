@@ -12,6 +12,7 @@ mod process;
 mod secrecy;
 mod tools;
 mod values;
+mod workflows;
 
 const REFERENCE: &str = include_str!("../../deploy/turnwise.toml");
 

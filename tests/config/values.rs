@@ -108,6 +108,16 @@ fn bots_and_responders() {
         kind = "anthropic"
         api_key = { env = "ANY" }
         model = "claude-sonnet-4-5"
+        [responders.service]
+        kind = "http"
+        url = "http://127.0.0.1:9000/turn"
+        bearer_token = { env = "ANY" }
+        headers = { X-Shop = "7" }
+        workflow = "w"
+        [workflows.w]
+        version = 3
+        start = "only"
+        nodes = { only = { kind = "respond", next = "only" } }
         [tools.clock]
         kind = "http"
         url = "http://127.0.0.1:9/clock"
@@ -133,8 +143,9 @@ fn bots_and_responders() {
         history_tokens,
         tools,
         max_tool_rounds,
-        workflow: _,
+        workflow,
     } = &config.responders["model"];
+    assert_eq!(*workflow, None);
     assert_eq!((tools.join(" "), *max_tool_rounds), ("clock files".to_owned(), 3));
     assert_eq!((*timeout, *max_concurrency), (Duration::from_secs(5), 7));
     assert_eq!((*history_messages, *history_tokens), (40, 4_000));
@@ -145,6 +156,12 @@ fn bots_and_responders() {
     let ResponderKind::Model(model) = &config.responders["claude"].kind else { panic!("it is a model") };
     assert_eq!((model.api, model.base_url.as_str()), (ModelApi::Anthropic, "https://api.anthropic.com"));
     assert_eq!((model.api_key.as_ref(), model.max_output_tokens), (Some(&secret("hunter2")), None));
+    let service = &config.responders["service"];
+    assert_eq!((service.workflow.as_deref(), config.workflows["w"].version), (Some("w"), 3));
+    let ResponderKind::Http(http) = &service.kind else { panic!("it is a service") };
+    assert_eq!(http.url, "http://127.0.0.1:9000/turn");
+    let headers: Vec<_> = http.headers.iter().map(|(name, value)| (name.as_str(), value.expose())).collect();
+    assert_eq!(headers, [("authorization", "Bearer hunter2"), ("x-shop", "7")]);
 }
 
 #[test]

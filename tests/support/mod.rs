@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub(crate) mod chaos;
+pub(crate) mod example;
 pub(crate) mod judge;
 pub(crate) mod ledger;
 pub(crate) mod messenger;

@@ -158,7 +158,7 @@ fn turn(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
     fn every_turn_ends_in_a_place_that_there_is(

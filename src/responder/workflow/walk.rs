@@ -66,6 +66,8 @@ pub(super) struct Walk<'a> {
     said: Vec<ReplyMessage>,
     node: &'a str,
     asked: u32,
+    /// The first node since something was said or answered: only conditions lie between it and `node`.
+    resume: &'a str,
     hops: usize,
     /// The `respond` nodes that this turn has been to.
     responded: BTreeSet<&'a str>,
@@ -95,6 +97,7 @@ impl<'a> Walk<'a> {
             said: Vec::new(),
             node,
             asked,
+            resume: node,
             hops: 0,
             responded: BTreeSet::new(),
             responder_asked: false,
@@ -111,6 +114,8 @@ impl<'a> Walk<'a> {
                 Node::Respond { say, next } => {
                     let from_responder = matches!(say, Say::Responder { .. });
                     if (from_responder && self.responder_asked) || !self.responded.insert(self.node) {
+                        // What lies on the way here is asked again, with the next message.
+                        self.go_on_with(self.resume);
                         return Stop::Waits;
                     }
                     match say {
@@ -120,15 +125,16 @@ impl<'a> Walk<'a> {
                             return Stop::Responder { prompt: prompt.as_ref().map(|prompt| self.fill(prompt)) };
                         }
                     }
-                    self.go_to(next);
+                    self.go_on_with(next);
                 }
                 Node::Ask(ask) => match self.ask(ask) {
-                    Some(next) => self.go_to(next),
+                    Some(next) => self.go_on_with(next),
                     None => return Stop::Waits,
                 },
                 Node::Condition { rules, otherwise } => {
                     let rule = rules.iter().find(|rule| holds(&rule.condition, &self.metadata, self.input.text));
-                    self.go_to(rule.map_or(otherwise, |rule| &rule.next));
+                    self.node = rule.map_or(otherwise, |rule| &rule.next);
+                    self.asked = 0;
                 }
                 Node::Handoff { text } => {
                     text.iter().for_each(|text| self.say(text));
@@ -152,7 +158,7 @@ impl<'a> Walk<'a> {
         }
         let workflow = self.workflow;
         if let (Some(Node::Respond { next, .. }), false) = (workflow.nodes.get(self.node), waits) {
-            self.go_to(next);
+            self.go_on_with(next);
         }
     }
 
@@ -184,8 +190,9 @@ impl<'a> Walk<'a> {
         self.said
     }
 
-    fn go_to(&mut self, node: &'a str) {
+    fn go_on_with(&mut self, node: &'a str) {
         self.node = node;
+        self.resume = node;
         self.asked = 0;
     }
 
