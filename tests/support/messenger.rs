@@ -90,6 +90,10 @@ async fn send_message(
     if !authorized || (page != PAGE_ID && page != "me") {
         return (StatusCode::BAD_REQUEST, refusal("Invalid OAuth access token.", 190));
     }
+    if let (Some(person), Some("typing_on")) = (request["recipient"]["id"].as_str(), request["sender_action"].as_str())
+    {
+        return (StatusCode::OK, Json(json!({ "recipient_id": person })));
+    }
     let (Some(person), Some(text)) = (request["recipient"]["id"].as_str(), request["message"]["text"].as_str()) else {
         return (StatusCode::BAD_REQUEST, refusal("Invalid parameter", 100));
     };

@@ -31,6 +31,21 @@ pub(crate) enum Play {
     Held(Arc<Semaphore>),
     /// More bytes than anybody should read.
     Endless,
+    /// What the test says, word by word, for as long as it holds the other end.
+    Spoken(mpsc::UnboundedReceiver<Spoken>),
+}
+
+/// What comes next in an answer.
+pub(crate) enum Spoken {
+    Text(String),
+    /// The connection breaks.
+    Cut,
+}
+
+impl Spoken {
+    pub(crate) fn text(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
 }
 
 /// A request as it arrived.
@@ -86,25 +101,30 @@ pub(crate) fn says(content: &str) -> Play {
 
 fn streamed(content: &str) -> String {
     let (first, second) = content.split_at(content.floor_char_boundary(content.len() / 2));
-    let chunk = |choices: Value, usage: Value| {
-        json!({
-            "id": "chatcmpl-7",
-            "object": "chat.completion.chunk",
-            "model": "llama3:8b",
-            "choices": choices,
-            "usage": usage,
-        })
-    };
-    let delta = |delta: Value, finish_reason: Value| {
-        chunk(json!([{ "index": 0, "delta": delta, "finish_reason": finish_reason }]), Value::Null)
-    };
-    let chunks = [
-        delta(json!({ "role": "assistant", "content": first }), Value::Null),
-        delta(json!({ "content": second }), Value::Null),
-        delta(json!({}), json!("stop")),
-        chunk(json!([]), json!({ "prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17 })),
-    ];
-    chunks.iter().map(|chunk| format!("data: {chunk}\n\n")).collect::<String>() + "data: [DONE]\n\n"
+    spoken(first) + &spoken(second) + &said()
+}
+
+/// The event of one piece of text.
+fn spoken(text: &str) -> String {
+    let choice = json!([{ "index": 0, "delta": { "role": "assistant", "content": text }, "finish_reason": null }]);
+    format!("data: {}\n\n", chunk(&choice, &Value::Null))
+}
+
+/// The events that end an answer.
+fn said() -> String {
+    let stop = chunk(&json!([{ "index": 0, "delta": {}, "finish_reason": "stop" }]), &Value::Null);
+    let usage = json!({ "prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17 });
+    format!("data: {stop}\n\ndata: {}\n\ndata: [DONE]\n\n", chunk(&json!([]), &usage))
+}
+
+fn chunk(choices: &Value, usage: &Value) -> Value {
+    json!({
+        "id": "chatcmpl-7",
+        "object": "chat.completion.chunk",
+        "model": "llama3:8b",
+        "choices": choices,
+        "usage": usage,
+    })
 }
 
 /// The body of an answer by a server that ignores `stream`.
@@ -140,9 +160,21 @@ async fn play(State(stage): State<Arc<Stage>>, headers: HeaderMap, body: Bytes) 
             go.acquire().await.unwrap().forget();
             Response::new(Body::from(good))
         }
+        Some(Play::Spoken(words)) => Response::new(Body::from_stream(stream::unfold(Some(words), next_spoken))),
         Some(Play::Endless) => {
             let chunk = Bytes::from(vec![b' '; 65_536]);
             Response::new(Body::from_stream(stream::repeat(chunk).map(Ok::<_, Infallible>)))
         }
     }
+}
+
+type Words = mpsc::UnboundedReceiver<Spoken>;
+
+async fn next_spoken(words: Option<Words>) -> Option<(Result<Bytes, std::io::Error>, Option<Words>)> {
+    let mut words = words?;
+    Some(match words.recv().await {
+        Some(Spoken::Text(text)) => (Ok(spoken(&text).into()), Some(words)),
+        Some(Spoken::Cut) => (Err(std::io::Error::other("cut")), None),
+        None => (Ok(said().into()), None),
+    })
 }

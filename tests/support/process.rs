@@ -164,13 +164,19 @@ pub(crate) struct Turnwise {
     directory: TempDir,
     client: reqwest::Client,
     child: Option<Child>,
+    roles: Option<&'static str>,
 }
 
 impl Turnwise {
     /// Starts `turnwise serve`; returns once it says that it is ready.
     pub(crate) async fn spawn(configuration: Configuration) -> Self {
+        Self::spawn_as(configuration, None).await
+    }
+
+    /// The same with these roles only, as the command line has them.
+    pub(crate) async fn spawn_as(configuration: Configuration, roles: Option<&'static str>) -> Self {
         let directory = TempDir::new().unwrap();
-        let mut turnwise = Self { configuration, directory, client: http_client(), child: None };
+        let mut turnwise = Self { configuration, directory, client: http_client(), child: None, roles };
         std::fs::write(turnwise.configuration_file(), turnwise.configuration.to_toml()).unwrap();
         turnwise.start_again().await;
         turnwise
@@ -185,7 +191,11 @@ impl Turnwise {
     pub(crate) async fn start_again(&mut self) {
         assert!(self.child.is_none(), "turnwise runs already");
         let log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
-        let mut child = self.command("serve").stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut command = self.command("serve");
+        if let Some(roles) = self.roles {
+            command.arg("--roles").arg(roles);
+        }
+        let mut child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         eventually("turnwise to be ready", PATIENCE, async || {
             if let Some(status) = child.try_wait().unwrap() {
                 panic!("turnwise ended with {status} before it was ready");

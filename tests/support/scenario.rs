@@ -42,6 +42,16 @@ pub(crate) struct Deployment {
 impl Deployment {
     /// Starts everything; `adjust` may change the configuration before Turnwise reads it.
     pub(crate) async fn start(backend: Backend, behaviour: Behaviour, adjust: impl FnOnce(&mut Configuration)) -> Self {
+        Self::start_as(backend, behaviour, None, adjust).await
+    }
+
+    /// The same with these roles only.
+    pub(crate) async fn start_as(
+        backend: Backend,
+        behaviour: Behaviour,
+        roles: Option<&'static str>,
+        adjust: impl FnOnce(&mut Configuration),
+    ) -> Self {
         let directory = TempDir::new().unwrap();
         let (database_url, postgres) = match backend {
             Backend::Sqlite => (format!("sqlite://{}", directory.path().join("turnwise.db").display()), None),
@@ -56,7 +66,7 @@ impl Deployment {
         let telegram = Telegram::start(configuration.url(&format!("/webhooks/telegram/{BOT}"))).await;
         configuration.openai_responder(RESPONDER, &model.base_url()).telegram_bot(BOT, RESPONDER, &telegram.base_url());
         adjust(&mut configuration);
-        let turnwise = Turnwise::spawn(configuration).await;
+        let turnwise = Turnwise::spawn_as(configuration, roles).await;
         let ledger = Ledger::open(&database_url);
         Self { turnwise, telegram, model, ledger, nats, postgres, _directory: directory }
     }

@@ -64,6 +64,8 @@ pub(crate) struct Log {
     pub(crate) attempts: Vec<Sent>,
     /// What users see.
     pub(crate) delivered: Vec<Sent>,
+    /// Every call of `sendChatAction`; the text is the action.
+    pub(crate) actions: Vec<Sent>,
 }
 
 impl Log {
@@ -224,11 +226,22 @@ async fn call(State(api): State<Arc<Api>>, Path((bot, method)): Path<(String, St
     }
     match method.as_str() {
         "sendMessage" => send_message(&api, &body).await,
+        "sendChatAction" => send_chat_action(&api, &body),
         "getMe" => result(&json!({ "id": 424_242, "is_bot": true, "first_name": "Ann", "username": "stand_in_bot" })),
         "getWebhookInfo" => result(&json!({ "url": "", "has_custom_certificate": false, "pending_update_count": 0 })),
         "setWebhook" | "deleteWebhook" => result(&json!(true)),
         _ => error(StatusCode::NOT_FOUND, "Not Found", None),
     }
+}
+
+fn send_chat_action(api: &Api, body: &str) -> Response {
+    let request: Value = serde_json::from_str(body).unwrap_or_default();
+    let (Some(chat), Some("typing")) = (request["chat_id"].as_i64(), request["action"].as_str()) else {
+        return error(StatusCode::BAD_REQUEST, "Bad Request: wrong parameter action in request", None);
+    };
+    let action = Sent { chat, text: "typing".to_owned(), at: Instant::now() };
+    api.log.send_modify(|log| log.actions.push(action));
+    result(&json!(true))
 }
 
 async fn send_message(api: &Api, body: &str) -> Response {
