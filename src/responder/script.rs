@@ -143,7 +143,9 @@ impl Responder for Script {
             count: said + request.messages.len(),
         };
         let delay = rule.delay.map_or(Duration::ZERO, |delay| delay.draw(context));
-        within(context, tokio::time::sleep(delay)).await?;
+        if !delay.is_zero() {
+            within(context, tokio::time::sleep(delay)).await?;
+        }
         match rule.failure.as_ref().filter(|failure| failure.when.strikes(context)) {
             Some(failure) => Err(failure.error()),
             None => Ok(rule.reply(context.turn_id, &values)),
