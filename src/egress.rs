@@ -27,7 +27,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// After a beginning that took longer than this it is asked again who owns the partition: a third of the time after which
 /// another process may have taken over.
-const STALE_AFTER: Duration = Duration::from_secs(1);
+const STALE_AFTER: Duration = Duration::from_millis(600);
 
 /// Sends the parts of a deployment's bots.
 #[derive(Debug)]

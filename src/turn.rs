@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
+use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -167,13 +168,13 @@ impl Turns {
         let span = tracing::Span::current();
         span.record("turnwise.turn.id", tracing::field::display(envelope.turn_id));
         let settings = self.settings(&envelope.key.bot)?;
-        let loaded = match self.load(task, envelope).await? {
-            Loaded::Open(loaded) => *loaded,
-            Loaded::Settled(committed) => return self.finish_settled(task, vec![committed]).await,
+        let mut loaded = match self.load(task, envelope).await? {
+            Loaded::Open(loaded) => loaded,
+            Loaded::Settled(committed) => return Box::pin(self.finish_settled(task, vec![committed])).await,
         };
         span.record("gen_ai.conversation.id", tracing::field::display(loaded.conversation.id));
         let decided = match loaded.conversation.status {
-            ConversationStatus::Bot => self.decide(&burst, settings, &loaded, responder_time).await?,
+            ConversationStatus::Bot => self.decide(&burst, settings, &mut loaded, responder_time).await?,
             // Stored for the person who has taken over; the bot is silent.
             ConversationStatus::Human | ConversationStatus::Closed => Decided::silent(),
         };
@@ -260,7 +261,7 @@ impl Turns {
         &self,
         burst: &Burst<'_>,
         settings: &Settings,
-        loaded: &Open,
+        loaded: &mut Open,
         responder_time: &mut Duration,
     ) -> Step<Decided> {
         let (task, envelope) = (burst.task, &burst.envelope);
@@ -281,7 +282,8 @@ impl Turns {
                 id: loaded.conversation.id,
                 key: envelope.key.clone(),
                 platform: envelope.platform,
-                metadata: loaded.conversation.metadata.clone(),
+                // The commit reads them again, under the conversation's lock.
+                metadata: std::mem::take(&mut loaded.conversation.metadata),
             },
             messages: burst.new_messages(),
             history: history::prune(&history, settings.budget).into(),
@@ -349,9 +351,24 @@ impl Turns {
         self.commit(task, commit, None).await
     }
 
+    /// Apart from the rest of the turn in memory, because a turn spends its time in the responder, and many do at once.
+    fn commit<'a>(
+        &'a self,
+        task: &'a Task,
+        commit: TurnCommit,
+        loaded: Option<&'a Open>,
+    ) -> BoxFuture<'a, Step<Vec<Committed>>> {
+        Box::pin(self.commit_until_answered(task, commit, loaded))
+    }
+
     /// Commits until the database has answered: the outcome of an interrupted transaction is unknown, and asking again is
     /// safe because the ledger holds each message once.
-    async fn commit(&self, task: &Task, commit: TurnCommit, loaded: Option<&Open>) -> Step<Vec<Committed>> {
+    async fn commit_until_answered(
+        &self,
+        task: &Task,
+        commit: TurnCommit,
+        loaded: Option<&Open>,
+    ) -> Step<Vec<Committed>> {
         let span = tracing::info_span!(
             "COMMIT turn",
             otel.kind = "client",
@@ -576,8 +593,10 @@ fn decode(message: &StreamMessage) -> Step<Envelope> {
     if message.schema_version.is_some_and(|version| version > SCHEMA_VERSION) {
         return Err(hopeless("undecodable", "the message was written by a newer version".to_owned()));
     }
-    serde_json::from_slice(&message.payload)
-        .map_err(|error| hopeless("undecodable", format!("the message is not an envelope: {}", json_fault(&error))))
+    let envelope: Envelope = serde_json::from_slice(&message.payload)
+        .map_err(|error| hopeless("undecodable", format!("the message is not an envelope: {}", json_fault(&error))))?;
+    // The platform's own words are for people and later versions; they need not lie in memory twice.
+    Ok(Envelope { raw: None, ..envelope })
 }
 
 /// Runs the responder within its time, and stops it when the turn must stop or a newer message wants its place.

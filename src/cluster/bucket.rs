@@ -65,7 +65,7 @@ impl Bucket {
                 settings.lease_ttl.as_millis().div_ceil(1_000).max(1).try_into().unwrap_or(u64::MAX),
             ),
             replicas: settings.replicas,
-            timeout: settings.renew_interval,
+            timeout: settings.lease_ttl / 2,
         }
     }
 

@@ -142,8 +142,9 @@ impl Responder for Script {
             count: said + request.messages.len(),
         };
         let reply = rule.reply(context.turn_id, &values);
-        if let Some(delay) = rule.delay {
-            within(context, say_slowly(context, &reply, delay.draw(context))).await?;
+        let delay = rule.delay.map_or(Duration::ZERO, |delay| delay.draw(context));
+        if !delay.is_zero() {
+            within(context, say_slowly(context, &reply, delay)).await?;
         }
         match rule.failure.as_ref().filter(|failure| failure.when.strikes(context)) {
             Some(failure) => Err(failure.error()),
