@@ -15,9 +15,7 @@ use turnwise::message::{
     Author, Button, Channel, ConversationKey, InboundMessage, Peer, Platform, ReplyMessage, Role, Sender, Timestamp,
 };
 use turnwise::responder::http::{BODY_MAX_BYTES, HttpResponder};
-use turnwise::responder::{
-    ConversationView, NewUserMessage, Reply, Responder, TurnContext, TurnError, TurnRequest,
-};
+use turnwise::responder::{ConversationView, NewUserMessage, Reply, Responder, TurnContext, TurnError, TurnRequest};
 use turnwise::store::StoredMessage;
 use uuid::Uuid;
 use wire::{Play, Step, Wire};
@@ -277,8 +275,7 @@ async fn the_bot_in_python_runs() {
     let python = found("TURNWISE_PYTHON", "python.sh").await;
     let bot = Service::start(&python, "python/bot.py", Some(SECRET)).await;
     let bearer = ("#bearer_token = { env = \"BOT_TOKEN\" }", format!("bearer_token = \"{SECRET}\""));
-    let example =
-        Example::serve("python", &[("http://127.0.0.1:9000/turn", &bot.url), (bearer.0, &bearer.1)]).await;
+    let example = Example::serve("python", &[("http://127.0.0.1:9000/turn", &bot.url), (bearer.0, &bearer.1)]).await;
     let (said, _) = example.say("phone", "hi").await;
     assert_eq!(said, ["Hello stranger, this is message 1 of yours: hi", "Would you like to talk to a person?"]);
     let (said, conversation) = example.say("phone", "My name is Ann").await;
@@ -326,7 +323,10 @@ tools = ["price"]
     let (said, _) = shop.say("phone", "hello").await;
     assert_eq!(said, ["You have 0 orders. Say \"order tea\" for another one."]);
     let (said, conversation) = shop.say("phone", "order tea").await;
-    assert_eq!((said, &conversation["metadata"]["orders"]), (vec!["One tea for 4.50, as you wish.".to_owned()], &json!(1)));
+    assert_eq!(
+        (said, &conversation["metadata"]["orders"]),
+        (vec!["One tea for 4.50, as you wish.".to_owned()], &json!(1))
+    );
     let (said, _) = shop.say("phone", "order a castle").await;
     assert_eq!(said, ["We have no a castle."]);
     let (said, _) = shop.say("phone", "and now").await;

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 #[path = "responders/configuration.rs"]
 mod configuration;
+#[expect(dead_code, reason = "each test binary uses its own part of the harness")]
 #[path = "support/model.rs"]
 mod model;
 #[path = "responders/openai.rs"]

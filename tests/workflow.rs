@@ -11,9 +11,7 @@ use support::example::Example;
 use turnwise::config::{Config, Workflow};
 use turnwise::message::{Channel, ConversationKey, InboundMessage, Peer, Platform, ReplyMessage, Timestamp};
 use turnwise::responder::workflow::WorkflowResponder;
-use turnwise::responder::{
-    ConversationView, NewUserMessage, Reply, Responder, TurnContext, TurnError, TurnRequest,
-};
+use turnwise::responder::{ConversationView, NewUserMessage, Reply, Responder, TurnContext, TurnError, TurnRequest};
 use turnwise::store::NewAction;
 use uuid::Uuid;
 
@@ -55,11 +53,8 @@ impl Talk {
     }
 
     async fn ask(&self, text: &str, payload: Option<&str>) -> Result<Reply, TurnError> {
-        let message = InboundMessage {
-            text: text.to_owned(),
-            payload: payload.map(str::to_owned),
-            ..InboundMessage::default()
-        };
+        let message =
+            InboundMessage { text: text.to_owned(), payload: payload.map(str::to_owned), ..InboundMessage::default() };
         let request = TurnRequest {
             conversation: ConversationView {
                 id: Uuid::from_u128(1),
@@ -289,7 +284,10 @@ async fn the_intake_runs() {
     let (said, conversation) = intake.say("ann", "now a human").await;
     assert_eq!(said, ["Thank you, Ann Lee. A colleague will take over."]);
     assert_eq!((&conversation["status"], conversation["metadata"].get("workflow_state")), (&json!("human"), None));
-    assert_eq!((&conversation["metadata"]["name"], &conversation["metadata"]["topic"]), (&json!("Ann Lee"), &json!("delivery")));
+    assert_eq!(
+        (&conversation["metadata"]["name"], &conversation["metadata"]["topic"]),
+        (&json!("Ann Lee"), &json!("delivery"))
+    );
 
     for text in ["hi", "Bob", "billing"] {
         intake.say("bob", text).await;

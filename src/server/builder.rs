@@ -182,9 +182,7 @@ impl ServerBuilder {
         let config = match self.source {
             Source::Ready(config) => *config,
             Source::File(file) => reader.load(&file)?,
-            Source::Text(text) => {
-                reader.parse(&text, Path::new("turnwise.toml"), &|name| std::env::var(name).ok())?
-            }
+            Source::Text(text) => reader.parse(&text, Path::new("turnwise.toml"), &|name| std::env::var(name).ok())?,
         };
         Ok(Server { config, roles: self.roles, registered: self.registered })
     }

@@ -181,7 +181,7 @@ impl<'a> Burst<'a> {
 pub(super) fn withdrawal(event: &Event) -> String {
     match event {
         Event::Ignored { kind, reason } => ignored(kind, reason),
-        Event::Message(_) => "message: deleted before its turn".to_owned(),
+        Event::Message(_) | Event::Agent { .. } => "message: deleted before its turn".to_owned(),
     }
 }
 

@@ -233,7 +233,9 @@ base_url = "http://x""#,
     );
     check(
         "[responders.echo]",
-        &[r#"1 responders.echo.kind: is missing in [responders.echo]; use "openai", "anthropic", "http", "echo" or "script""#],
+        &[
+            r#"1 responders.echo.kind: is missing in [responders.echo]; use "openai", "anthropic", "http", "echo" or "script""#,
+        ],
     );
     check(
         r#"[responders.echo]

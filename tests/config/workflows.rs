@@ -52,15 +52,9 @@ fn a_whole_workflow() {
     let list = vec![Scalar::Text("x".to_owned()), Scalar::Number(1.0), Scalar::Flag(true)];
     let deep = Condition::Value { subject: Subject::Metadata("a.b".to_owned()), tests: vec![Operator::In(list)] };
     let text = Condition::Value { subject: Subject::Text, tests: vec![Operator::Exists(true)] };
-    assert_eq!(
-        rules[0].condition,
-        Condition::All(vec![text, Condition::Not(Box::new(Condition::Any(vec![deep])))])
-    );
+    assert_eq!(rules[0].condition, Condition::All(vec![text, Condition::Not(Box::new(Condition::Any(vec![deep])))]));
     let tests = vec![Operator::LessThan(2.5), Operator::AtLeast(1.0)];
-    assert_eq!(
-        rules[1].condition,
-        Condition::Value { subject: Subject::Metadata("n".to_owned()), tests }
-    );
+    assert_eq!(rules[1].condition, Condition::Value { subject: Subject::Metadata("n".to_owned()), tests });
     assert_eq!(workflow.nodes["c"], Node::Handoff { text: None });
 }
 
@@ -139,7 +133,10 @@ fn conditions_that_go_round() {
         )
     };
     nodes(
-        &(condition("a", "b", "stop") + &condition("b", "c", "stop") + &condition("c", "stop", "a") + "[n.stop]\nkind = \"end\""),
+        &(condition("a", "b", "stop")
+            + &condition("b", "c", "stop")
+            + &condition("c", "stop", "a")
+            + "[n.stop]\nkind = \"end\""),
         &["4 n.a: goes round for ever: a -> b -> c -> a; let the way back lead over an ask or respond node"],
     );
     nodes(
@@ -164,7 +161,10 @@ fn questions() {
         ],
     );
     nodes(
-        &format!("[n.a]\nkind = \"ask\"\npattern = \"(\"\nmax_attempts = 11{}", rest.replace("\"x\"", "\"workflow_state\"")),
+        &format!(
+            "[n.a]\nkind = \"ask\"\npattern = \"(\"\nmax_attempts = 11{}",
+            rest.replace("\"x\"", "\"workflow_state\"")
+        ),
         &[
             "4 n.a.text: is missing in [workflows.w.nodes.a]; write 1 to 16000 characters",
             "4 n.a.else: is missing in [workflows.w.nodes.a]; write the name of a node",
@@ -268,10 +268,7 @@ fn conditions() {
         &[".not.next: belongs to a rule, not to a condition inside it; remove it"],
     );
     let deep = format!("{}value = \"text\", exists = true{}", "not = { ".repeat(8), " }".repeat(8));
-    rule(
-        &deep,
-        &[&format!("{}: is nested over 8 deep; spread it over several condition nodes", ".not".repeat(8))],
-    );
+    rule(&deep, &[&format!("{}: is nested over 8 deep; spread it over several condition nodes", ".not".repeat(8))]);
     nodes(
         "[n.a]\nkind = \"condition\"\nelse = \"b\"\n[n.b]\nkind = \"end\"",
         &[

@@ -85,7 +85,6 @@ pub(crate) fn config(
         bots: BTreeMap::from([("demo".to_owned(), bot)]),
         responders: responders.into_iter().map(|(name, settings)| (name.to_owned(), settings)).collect(),
         tools: BTreeMap::new(),
-        workflows: BTreeMap::new(),
     }
 }
 
