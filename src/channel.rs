@@ -13,7 +13,8 @@ use uuid::Uuid;
 
 use crate::config::{Bot, BotChannel, Secret};
 use crate::message::{
-    Amendment, Channel, ConversationKey, Envelope, Event, OutboundPart, Peer, Platform, Sender, Timestamp,
+    Amendment, Channel, ConversationKey, Envelope, Event, InboundMessage, OutboundPart, Peer, Platform, Sender,
+    Timestamp,
 };
 
 mod json;
@@ -137,6 +138,27 @@ pub fn typing(bot: &Bot, peer: &Peer) -> Option<Typing> {
         BotChannel::Web(_) => return None,
     };
     Some(Typing { call, again_after })
+}
+
+/// The call by which a platform learns that a press of a button has arrived; `None` for other messages, and where nobody waits
+/// for it.
+#[must_use]
+pub fn acknowledgement(bot: &Bot, message: &InboundMessage) -> Option<Call> {
+    match &bot.channel {
+        BotChannel::Telegram(settings) => {
+            message.callback_id.as_deref().map(|id| telegram::acknowledgement(settings, id))
+        }
+        BotChannel::Messenger(_) | BotChannel::Web(_) => None,
+    }
+}
+
+/// The call that takes the buttons under an earlier message away; `None` where they go by themselves, or are the client's.
+#[must_use]
+pub fn without_buttons(bot: &Bot, peer: &Peer, message_id: &str) -> Option<Call> {
+    match &bot.channel {
+        BotChannel::Telegram(settings) => telegram::without_buttons(settings, peer, message_id),
+        BotChannel::Messenger(_) | BotChannel::Web(_) => None,
+    }
 }
 
 /// What the platform's answer to a [`Call`] means. `retry_after` is the answer's `Retry-After` header.

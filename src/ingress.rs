@@ -20,9 +20,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use self::problem::Problem;
-use crate::channel::Verified;
+use crate::channel::{self, Answer, Verified};
 use crate::config::{Bot, Config, Secret};
-use crate::message::Channel;
+use crate::message::{Channel, Envelope, Event};
+use crate::platform::Platforms;
 use crate::store::{Store, StoreError};
 use crate::stream::{Connection, PublishError, Published, Publisher, StreamHandle};
 use crate::telemetry::{self, chain, metric};
@@ -50,6 +51,9 @@ const WAITING_MAX: usize = 10_000;
 /// A body must have come within this time: slower than any platform, faster than a slow-drip attack.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// An acknowledgement of a press that takes longer comes too late to be of use.
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What a client that was refused for load is asked to wait, in seconds.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
@@ -59,6 +63,7 @@ pub struct Ingress {
     connection: Connection,
     inbound: StreamHandle,
     publisher: Publisher,
+    platforms: Arc<Platforms>,
     bots: BTreeMap<String, Bot>,
     console_token: Option<Secret>,
     max_body_bytes: usize,
@@ -84,6 +89,7 @@ impl Ingress {
         store: Store,
         inbound: StreamHandle,
         publisher: Publisher,
+        platforms: Arc<Platforms>,
         metrics: metric::Metrics,
         draining: CancellationToken,
         closing: CancellationToken,
@@ -93,6 +99,7 @@ impl Ingress {
             connection: inbound.connection.clone(),
             inbound,
             publisher,
+            platforms,
             bots: config.bots.clone(),
             console_token: config.console.token.clone(),
             max_body_bytes: config.http.max_body_bytes,
@@ -202,17 +209,33 @@ impl Ingress {
             Ok(published) => {
                 span.record("turnwise.stream.sequence", published.sequence());
                 span.record("turnwise.publish.duplicate", published.duplicate());
-                let ignored = matches!(envelope.event, crate::message::Event::Ignored { .. });
+                let ignored = matches!(envelope.event, Event::Ignored { .. });
                 let outcome = match (published.duplicate(), ignored) {
                     (true, _) => "duplicate",
                     (false, true) => "ignored",
                     (false, false) => "accepted",
                 };
                 count(channel, bot, outcome);
+                self.acknowledge(envelope);
                 Ok(published)
             }
             Err(error) => Err(not_taken(channel, bot, &error)),
         }
+    }
+
+    /// Tells the platform that a press of a button has arrived. Nothing waits for it: whoever pressed sees the button spin for
+    /// a while if it is lost.
+    fn acknowledge(&self, envelope: &Envelope) {
+        let Event::Message(message) = &envelope.event else { return };
+        let Some(bot) = self.bots.get(&*envelope.key.bot) else { return };
+        let Some(call) = channel::acknowledgement(bot, message) else { return };
+        let (platforms, bot) = (Arc::clone(&self.platforms), bot.clone());
+        tokio::spawn(async move {
+            let called = platforms.call(&bot, &call, ACKNOWLEDGE_TIMEOUT).await;
+            if !matches!(called.answer, Answer::Sent { .. }) {
+                tracing::debug!(bot = bot.name, status = called.status, "a press may not have been acknowledged");
+            }
+        });
     }
 }
 

@@ -422,6 +422,9 @@ pub struct InboundMessage {
     /// The platform's id of the callback to acknowledge, when this is a button press.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_id: Option<String>,
+    /// The platform's id of the message under which a button was pressed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressed_under: Option<String>,
     /// Platforms that deliver an album as several messages mark them with one id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub album_id: Option<String>,

@@ -115,6 +115,8 @@ pub struct Reply {
     pub workflow_state: Option<Value>,
     /// Give the conversation to a person: its status becomes `human`.
     pub handoff: bool,
+    /// The buttons under the message where one was pressed can do nothing any more.
+    pub spent_buttons: bool,
 }
 
 impl Reply {

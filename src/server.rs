@@ -242,20 +242,27 @@ impl Running {
             tokio::spawn(audience.clone().listen(closing.clone()));
             let outbox = Outbox::new(store.clone(), publisher.clone());
             tokio::spawn(outbox.clone().sweep(inbound.clone(), config.nats.partitions, stopping.drain.clone()));
-            let typing = Typing::new(Arc::clone(&platforms));
-            let turns = turns(config, store, &publisher, responders, audience, typing);
+            let turns = turns(config, store, &publisher, responders, audience, &platforms);
             shares.push(Share::join(turns, outbox, config, &inbound, store, turn_limits(config), &stopping).await?);
         }
         if roles.egress {
-            let egress = Egress::new(store.clone(), publisher.clone(), config.bots.clone(), platforms);
+            let egress = Egress::new(store.clone(), publisher.clone(), config.bots.clone(), Arc::clone(&platforms));
             shares.push(Share::join(egress, (), config, &outbound, store, send_limits(), &stopping).await?);
         }
         tokio::spawn({
             let (metrics, closing) = (metrics.clone(), closing.clone());
             async move { metrics.run_upkeep(closing).await }
         });
-        let shared =
-            Ingress::new(config, store.clone(), inbound, publisher, metrics, draining.clone(), closing.clone());
+        let shared = Ingress::new(
+            config,
+            store.clone(),
+            inbound,
+            publisher,
+            platforms,
+            metrics,
+            draining.clone(),
+            closing.clone(),
+        );
         let router = ingress::router(Arc::new(shared), roles.ingress);
         let serve = axum::serve(listener, router).with_graceful_shutdown(closing.clone().cancelled_owned());
         let http = tokio::spawn(serve.into_future());
@@ -404,7 +411,7 @@ fn turns(
     publisher: &Publisher,
     responders: Responders,
     audience: Audience,
-    typing: Typing,
+    platforms: &Arc<Platforms>,
 ) -> Turns {
     let bots: BTreeMap<String, Settings> = config
         .bots
@@ -422,7 +429,8 @@ fn turns(
         responders,
         cache: HistoryCache::new(HISTORY_CACHE_BYTES, history_messages as usize),
         audience,
-        typing,
+        typing: Typing::new(Arc::clone(platforms)),
+        platforms: Arc::clone(platforms),
         history_messages,
         turn_timeout: config.worker.turn_timeout,
     }

@@ -25,6 +25,7 @@ use crate::config::Bot;
 use crate::message::{
     Channel, ConversationKey, ConversationStatus, Envelope, Event, Peer, ReplyMessage, SCHEMA_VERSION, TerminalState,
 };
+use crate::platform::Platforms;
 use crate::responder::history::{self, Budget, HistoryCache};
 use crate::responder::journal::{Fault, Journal};
 use crate::responder::{ConversationView, Reply, Responder, Responders, TurnContext, TurnError, TurnRequest};
@@ -38,6 +39,7 @@ use crate::stream::{DeadLetter, Publisher, StreamMessage};
 use crate::telemetry::{chain, json_fault, metric};
 
 mod burst;
+mod buttons;
 mod compose;
 pub mod outbox;
 pub mod progress;
@@ -60,6 +62,7 @@ pub struct Turns {
     pub cache: HistoryCache,
     pub audience: Audience,
     pub typing: Typing,
+    pub platforms: Arc<Platforms>,
     /// Messages read of a history: as many as the bot with the widest budget may send.
     pub history_messages: u32,
     /// One attempt may take this long.
@@ -178,8 +181,13 @@ impl Turns {
             // Stored for the person who has taken over; the bot is silent.
             ConversationStatus::Human | ConversationStatus::Closed => Decided::silent(),
         };
+        let spent_buttons = decided.reply.spent_buttons;
         let commit = compose(&burst, settings, &loaded, decided, *responder_time);
-        self.commit(task, commit, Some(&loaded)).await
+        let committed = self.commit(task, commit, Some(&loaded)).await?;
+        if let Some(message_id) = burst.pressed_under().filter(|_| spent_buttons) {
+            buttons::take_away(&self.platforms, &settings.bot, &envelope.key.peer, message_id);
+        }
+        Ok(committed)
     }
 
     /// A message that cannot be read takes no other one with it.

@@ -227,6 +227,7 @@ fn callback(query: &Object<'_>, under: &Object<'_>) -> Result<InboundMessage, &'
         text: label(under, &data).unwrap_or_else(|| data.clone()),
         payload: Some(data),
         callback_id: query.id("id"),
+        pressed_under: under.id("message_id"),
         ..InboundMessage::default()
     })
 }
@@ -258,6 +259,18 @@ pub(super) fn typing(telegram: &TelegramBot, peer: &Peer) -> Option<Call> {
     let mut body = addressed_to(peer)?;
     body["action"] = json!("typing");
     Some(method(telegram, "sendChatAction", body))
+}
+
+/// The `answerCallbackQuery` call, without which the pressed button goes on spinning.
+pub(super) fn acknowledgement(telegram: &TelegramBot, callback_id: &str) -> Call {
+    method(telegram, "answerCallbackQuery", json!({ "callback_query_id": callback_id }))
+}
+
+/// The `editMessageReplyMarkup` call that takes the buttons away. `None` for peers that are no chat.
+pub(super) fn without_buttons(telegram: &TelegramBot, peer: &Peer, message_id: &str) -> Option<Call> {
+    let (Peer::User(chat) | Peer::Group(chat) | Peer::Topic { group: chat, .. }) = peer else { return None };
+    let body = json!({ "chat_id": number_if_possible(chat), "message_id": number_if_possible(message_id) });
+    Some(method(telegram, "editMessageReplyMarkup", body))
 }
 
 /// The beginning of a request about a chat; `None` for peers that are none.

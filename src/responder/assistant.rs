@@ -66,15 +66,32 @@ impl Assistant {
             let answer = self.answer(context, request, &mut talk, &[], true).await?;
             return reply(answer, &talk);
         };
+        if context.journal.is_scoped() {
+            // Asked again in the same turn: what its message means for open questions was decided the first time.
+            return self.rounds(context, request, talk, tools).await;
+        }
         let confirmations = Confirmations { context, request, toolbox: &tools.toolbox };
         match confirmations.decide().await? {
-            Decided::Nothing => {}
-            Decided::Notice(text) => return Ok(Reply::text(text)),
+            Decided::Nothing => self.rounds(context, request, talk, tools).await,
+            Decided::Notice { text, spent } => Ok(Reply { spent_buttons: spent, ..Reply::text(text) }),
             Decided::Call { call, plan } => {
                 let results = calls.run("confirmed", std::slice::from_ref(&call), vec![plan]).await?;
                 talk.add(Round { content: String::new(), calls: vec![call], results });
+                let reply = self.rounds(context, request, talk, tools).await?;
+                Ok(Reply { spent_buttons: true, ..reply })
             }
         }
+    }
+
+    /// The model is asked and its tools are called, until it answers or a person has to be asked.
+    async fn rounds(
+        &self,
+        context: &TurnContext,
+        request: &TurnRequest,
+        mut talk: Talk,
+        tools: &Tools,
+    ) -> Result<Reply, TurnError> {
+        let calls = Calls { context, conversation_id: request.conversation.id };
         let offered = tools.toolbox.specs(&tools.names);
         let mut bounds = Bounds::new(tools.rounds_max);
         loop {
@@ -121,7 +138,7 @@ impl Assistant {
         let asked = hash(&serde_json::to_vec(&(self.model.describe(), &question)).unwrap_or_default());
         let recorded = context.journal.find(&step).await?.filter(|entry| entry.status == StepStatus::Done);
         if let Some(entry) = recorded
-            && (entry.request_hash == asked || self.is_begun(context, round).await)
+            && (entry.request_hash == asked || context.journal.has_any(&format!("{round}.tool.")).await)
             && let Some(answer) = entry.result.and_then(|result| serde_json::from_value(result).ok())
         {
             if entry.request.is_some_and(|request| request["shortened"] == json!(true)) {
@@ -188,11 +205,6 @@ impl Assistant {
             tools: tools.to_vec(),
             tools_off: tools_off && !tools.is_empty(),
         }
-    }
-
-    async fn is_begun(&self, context: &TurnContext, round: u32) -> bool {
-        let prefix = format!("{round}.tool.");
-        context.journal.written().await.iter().any(|entry| entry.step.starts_with(&prefix))
     }
 }
 

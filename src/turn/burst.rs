@@ -137,6 +137,11 @@ impl<'a> Burst<'a> {
         envelopes.filter_map(|envelope| said(envelope).map(|message| (envelope, message)))
     }
 
+    /// The message under which a button was pressed, when the turn is one of a press.
+    pub(super) fn pressed_under(&self) -> Option<&str> {
+        said(&self.envelope)?.pressed_under.as_deref()
+    }
+
     /// The same for the responder.
     pub(super) fn new_messages(&self) -> Vec<NewUserMessage> {
         let new = |(envelope, message): (&Envelope, &InboundMessage)| NewUserMessage {

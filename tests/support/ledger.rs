@@ -120,6 +120,17 @@ impl Ledger {
         histories.remove(0)
     }
 
+    /// Steps in journals of turns that are not done, and records of turns that are.
+    pub(crate) async fn journal_counts(&self) -> (usize, usize) {
+        let rows = self
+            .rows(
+                "SELECT CAST((SELECT COUNT(*) FROM turn_journal) AS TEXT), CAST((SELECT COUNT(*) FROM turn_records) AS TEXT)",
+            )
+            .await;
+        let mut row = rows.into_iter().next().unwrap();
+        (number(&mut row, 0), number(&mut row, 1))
+    }
+
     pub(crate) async fn conversation_count(&self) -> usize {
         let mut rows = self.rows("SELECT CAST(COUNT(*) AS TEXT) FROM conversations").await;
         number(&mut rows[0], 0)

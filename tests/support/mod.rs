@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub(crate) mod brain;
 pub(crate) mod chaos;
 pub(crate) mod example;
 pub(crate) mod judge;

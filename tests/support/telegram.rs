@@ -66,6 +66,21 @@ pub(crate) struct Log {
     pub(crate) delivered: Vec<Sent>,
     /// Every call of `sendChatAction`; the text is the action.
     pub(crate) actions: Vec<Sent>,
+    /// The ids of the callback queries that were answered.
+    pub(crate) acknowledged: Vec<String>,
+    /// Chat and id of the messages whose buttons were taken away.
+    pub(crate) unbuttoned: Vec<(i64, i64)>,
+    /// The buttons under delivered messages: chat, id of the message, label and data of each.
+    pub(crate) buttons: Vec<Buttons>,
+}
+
+/// The buttons under a message.
+#[derive(Debug, Clone)]
+pub(crate) struct Buttons {
+    pub(crate) chat: i64,
+    pub(crate) message_id: i64,
+    /// Label and data of each.
+    pub(crate) buttons: Vec<(String, String)>,
 }
 
 impl Log {
@@ -150,6 +165,11 @@ impl Telegram {
     /// Hands a text message to the chat's queue, which delivers it sooner or later, and returns the update.
     pub(crate) fn send(&self, chat: i64, text: &str) -> Value {
         let update = self.update(chat, text);
+        self.hand_over(chat, update.clone());
+        update
+    }
+
+    fn hand_over(&self, chat: i64, update: Value) {
         self.inbound.progress.send_modify(|(sent, _)| *sent += 1);
         let mut queues = self.queues.lock().unwrap();
         let queue = queues.entry(chat).or_insert_with(|| {
@@ -157,8 +177,25 @@ impl Telegram {
             self.tasks.lock().unwrap().spawn(deliver_in_order(Arc::clone(&self.inbound), updates));
             queue
         });
-        queue.send(update.clone()).unwrap();
-        update
+        queue.send(update).unwrap();
+    }
+
+    /// Somebody presses the button with this label under a message; gives the id of the callback query.
+    pub(crate) fn press(&self, person: i64, under: &Buttons, label: &str) -> String {
+        let update_id = self.next_update.fetch_add(1, Ordering::Relaxed);
+        let (label, data) = under.buttons.iter().find(|(known, _)| known == label).expect("a button of this label");
+        let keyboard = json!([[{ "text": label, "callback_data": data }]]);
+        let message = json!({
+            "message_id": under.message_id,
+            "date": 1_800_000_000,
+            "chat": { "id": under.chat, "type": "private", "first_name": "Ann" },
+            "reply_markup": { "inline_keyboard": keyboard },
+        });
+        let from = json!({ "id": person, "is_bot": false, "first_name": "Ann" });
+        let id = format!("press-{update_id}");
+        let query = json!({ "id": id, "from": from, "message": message, "chat_instance": "1", "data": data });
+        self.hand_over(under.chat, json!({ "update_id": update_id, "callback_query": query }));
+        id
     }
 
     /// One try of one update, around the queues.
@@ -227,6 +264,19 @@ async fn call(State(api): State<Arc<Api>>, Path((bot, method)): Path<(String, St
     match method.as_str() {
         "sendMessage" => send_message(&api, &body).await,
         "sendChatAction" => send_chat_action(&api, &body),
+        "answerCallbackQuery" => {
+            let request: Value = serde_json::from_str(&body).unwrap_or_default();
+            let id = request["callback_query_id"].as_str().unwrap_or_default().to_owned();
+            api.log.send_modify(|log| log.acknowledged.push(id));
+            result(&json!(true))
+        }
+        "editMessageReplyMarkup" => {
+            let request: Value = serde_json::from_str(&body).unwrap_or_default();
+            let place = (request["chat_id"].as_i64().unwrap(), request["message_id"].as_i64().unwrap());
+            assert!(request["reply_markup"].is_null(), "all buttons are taken away");
+            api.log.send_modify(|log| log.unbuttoned.push(place));
+            result(&json!({ "message_id": place.1, "chat": { "id": place.0 } }))
+        }
         "getMe" => result(&json!({ "id": 424_242, "is_bot": true, "first_name": "Ann", "username": "stand_in_bot" })),
         "getWebhookInfo" => result(&json!({ "url": "", "has_custom_certificate": false, "pending_update_count": 0 })),
         "setWebhook" | "deleteWebhook" => result(&json!(true)),
@@ -261,10 +311,19 @@ async fn send_message(api: &Api, body: &str) -> Response {
     let mut message_id = 0;
     api.log.send_modify(|log| {
         log.attempts.push(sent.clone());
+        message_id = log.attempts.len();
         if delivered {
             log.delivered.push(sent);
+            let rows = request["reply_markup"]["inline_keyboard"].as_array().into_iter().flatten();
+            let text = |button: &Value, key: &str| button[key].as_str().unwrap().to_owned();
+            let buttons: Vec<_> = rows
+                .flat_map(|row| row.as_array().unwrap())
+                .map(|button| (text(button, "text"), text(button, "callback_data")))
+                .collect();
+            if !buttons.is_empty() {
+                log.buttons.push(Buttons { chat, message_id: i64::try_from(message_id).unwrap(), buttons });
+            }
         }
-        message_id = log.attempts.len();
     });
     match fault {
         None => {

@@ -42,8 +42,8 @@ const REJECTED: &str = "Not called: the user declined it.";
 pub(super) enum Decided {
     /// The turn is about something else.
     Nothing,
-    /// The answer is this text; nothing is run, and no model is asked.
-    Notice(&'static str),
+    /// The answer is this text; nothing is run, and no model is asked. `spent` when nobody can answer the question any more.
+    Notice { text: &'static str, spent: bool },
     /// A call was agreed to, or declined: what becomes of it is said in the plan.
     Call { call: ToolCall, plan: Plan },
 }
@@ -86,18 +86,18 @@ impl Confirmations<'_> {
     ) -> Result<Decided, TurnError> {
         let action = self.found(store.action(id).await)?;
         let here = |action: &Action| action.conversation_id == self.request.conversation.id;
-        let Some(action) = action.filter(here) else { return Ok(Decided::Notice(GONE)) };
+        let Some(action) = action.filter(here) else { return Ok(spent(GONE)) };
         if !may_decide(&action, message) {
-            return Ok(Decided::Notice(NOT_YOURS));
+            return Ok(Decided::Notice { text: NOT_YOURS, spent: false });
         }
-        let Some(action) = self.settle(store, id, decision).await? else { return Ok(Decided::Notice(GONE)) };
+        let Some(action) = self.settle(store, id, decision).await? else { return Ok(spent(GONE)) };
         let ours = action.decided_turn_id == Some(self.context.turn_id);
         match action.status {
             ActionStatus::Approved | ActionStatus::Rejected if ours => Ok(self.agreed(action)),
-            ActionStatus::Approved => Ok(Decided::Notice(APPROVED_ALREADY)),
-            ActionStatus::Rejected => Ok(Decided::Notice(REJECTED_ALREADY)),
-            ActionStatus::Expired => Ok(Decided::Notice(EXPIRED)),
-            ActionStatus::Cancelled | ActionStatus::Pending => Ok(Decided::Notice(GONE)),
+            ActionStatus::Approved => Ok(spent(APPROVED_ALREADY)),
+            ActionStatus::Rejected => Ok(spent(REJECTED_ALREADY)),
+            ActionStatus::Expired => Ok(spent(EXPIRED)),
+            ActionStatus::Cancelled | ActionStatus::Pending => Ok(spent(GONE)),
         }
     }
 
@@ -122,6 +122,10 @@ impl Confirmations<'_> {
     fn found<T>(&self, found: Result<T, StoreError>) -> Result<T, TurnError> {
         found.map_err(|error| self.context.journal.fail(Fault::store(&error)))
     }
+}
+
+const fn spent(text: &'static str) -> Decided {
+    Decided::Notice { text, spent: true }
 }
 
 /// The questions about the calls that need one, and the actions that wait for the answers; `None` when no call needs one.
