@@ -202,6 +202,7 @@ fn turn(ownership: Ownership, sequence: u64, lane: usize, conversation_id: Uuid)
         handoff: false,
         actions: Vec::new(),
         suppress_if_taken: false,
+        tokens: 0,
         journal: None,
         record: None,
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),

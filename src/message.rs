@@ -343,6 +343,13 @@ impl Timestamp {
         u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0)
     }
 
+    /// The day, UTC, counted from 1970-01-01.
+    #[must_use]
+    pub const fn day(self) -> i64 {
+        const MICROS_PER_DAY: i64 = 24 * 60 * 60 * 1_000_000;
+        self.0.div_euclid(MICROS_PER_DAY)
+    }
+
     /// The same moment as the `time` crate has it; 1970 for a value outside its range (the years -9999 to 9999).
     #[must_use]
     pub fn to_offset_date_time(self) -> OffsetDateTime {

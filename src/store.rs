@@ -278,6 +278,14 @@ impl Store {
         on!(self.turn_record(turn_id))
     }
 
+    /// What the models of a bot with a budget have used on a day, counted from 1970-01-01 in UTC.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn tokens_used(&self, bot: &str, day: i64) -> Result<u64, StoreError> {
+        on!(self.tokens_used(bot, day))
+    }
+
     /// One action that waits for a person's word, or did.
     ///
     /// # Errors

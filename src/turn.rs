@@ -24,6 +24,7 @@ use self::typing::Typing;
 use crate::config::Bot;
 use crate::message::{
     Channel, ConversationKey, ConversationStatus, Envelope, Event, Peer, ReplyMessage, SCHEMA_VERSION, TerminalState,
+    Timestamp,
 };
 use crate::platform::Platforms;
 use crate::responder::history::{self, Budget, HistoryCache};
@@ -177,6 +178,10 @@ impl Turns {
         };
         span.record("gen_ai.conversation.id", tracing::field::display(loaded.conversation.id));
         let decided = match loaded.conversation.status {
+            ConversationStatus::Bot if self.is_budget_spent(&settings.bot).await? => {
+                metric::budget_refusal(&settings.bot.name);
+                Decided::out_of_budget(&settings.bot)
+            }
             ConversationStatus::Bot => self.decide(&burst, settings, &mut loaded, responder_time).await?,
             // Stored for the person who has taken over; the bot is silent.
             ConversationStatus::Human | ConversationStatus::Closed => Decided::silent(),
@@ -249,6 +254,13 @@ impl Turns {
         self.bots.get(bot).ok_or_else(|| hopeless("no_such_bot", format!("no bot \"{bot}\" is configured")))
     }
 
+    /// Whether the bot's models have used what they may on this day. Turns that run at once can pass it together.
+    async fn is_budget_spent(&self, bot: &Bot) -> Step<bool> {
+        let Some(most) = bot.tokens_per_day else { return Ok(false) };
+        let used = self.store.tokens_used(&bot.name, Timestamp::now().day()).await.map_err(|error| away(&error))?;
+        Ok(used >= most)
+    }
+
     async fn load(&self, task: &Task, envelope: &Envelope) -> Step<Loaded> {
         let row =
             self.store.load_turn(&envelope.key, &task.message().message_id).await.map_err(|error| away(&error))?;
@@ -314,8 +326,9 @@ impl Turns {
         *responder_time = started.elapsed();
         let reply = reply.map_err(Box::new)?;
         let steps = context.journal.written().await;
+        let tokens = counted_tokens(&settings.bot, &steps);
         let record = (!steps.is_empty()).then(|| record(&responder.describe(), &steps));
-        Ok(Decided { reply, responder: Some(name.clone()), record, silent: false })
+        Ok(Decided { reply, responder: Some(name.clone()), reason: None, record, tokens, silent: false })
     }
 
     /// The stored messages of a conversation, from the cache when it is up to date, else from the database.
@@ -507,6 +520,7 @@ impl Turns {
         if !steps.is_empty() {
             commit.journal = Some(journal);
             commit.record = Some(record(&Value::Null, &steps));
+            commit.tokens = self.bots.get(&*key.bot).map_or(0, |settings| counted_tokens(&settings.bot, &steps));
         }
         if let Some(text) = self.notice(&key, failure) {
             let row = self.store.load_turn(&key, &task.message().message_id).await.map_err(|error| away(&error))?;
@@ -581,14 +595,23 @@ enum Loaded {
 struct Decided {
     reply: Reply,
     responder: Option<String>,
+    /// Why nobody was asked, where the conversation is the bot's.
+    reason: Option<&'static str>,
     /// Of a turn that has a journal.
     record: Option<Value>,
+    /// To be counted against the bot's budget.
+    tokens: u64,
     silent: bool,
 }
 
 impl Decided {
     fn silent() -> Self {
-        Self { reply: Reply::default(), responder: None, record: None, silent: true }
+        Self { reply: Reply::default(), responder: None, reason: None, record: None, tokens: 0, silent: true }
+    }
+
+    fn out_of_budget(bot: &Bot) -> Self {
+        let reply = Reply::text(bot.budget_reply.clone());
+        Self { reply, reason: Some("the bot's tokens of the day are spent"), silent: false, ..Self::silent() }
     }
 
     fn state(&self) -> TerminalState {
@@ -655,6 +678,16 @@ async fn ask(
 /// What replay and people need of a turn: who decided it, and everything that was asked and answered on the way.
 fn record(responder: &Value, steps: &[JournalEntry]) -> Value {
     json!({ "responder": responder, "steps": steps })
+}
+
+/// What the models of a bot with a budget used, as far as their servers said.
+fn counted_tokens(bot: &Bot, steps: &[JournalEntry]) -> u64 {
+    if bot.tokens_per_day.is_none() {
+        return 0;
+    }
+    let usages = steps.iter().filter_map(|step| step.result.as_ref()?.get("usage"));
+    let tokens = usages.flat_map(|usage| ["input_tokens", "output_tokens"].map(|key| usage[key].as_u64()));
+    tokens.flatten().fold(0, u64::saturating_add)
 }
 
 fn bot_of(message: &StreamMessage) -> String {

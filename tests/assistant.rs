@@ -314,3 +314,27 @@ async fn a_reply_in_flight_is_sent_when_a_person_takes_over() {
     let states: Vec<_> = world.deployment.ledger.turns().await.into_iter().map(|turn| turn.state).collect();
     assert_eq!(states, ["answered", "answered", "handed_off"]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bot_whose_tokens_are_spent_says_so_and_asks_nobody() {
+    // Each answer of the stand-in takes 120 tokens.
+    let bot = [("tokens_per_day", "200"), ("budget_reply", "\"Come back tomorrow.\"")];
+    for backend in [Backend::Sqlite, Backend::Postgres] {
+        let mut world = World::start(backend, &[], &[], &bot).await;
+        world.deployment.telegram.send(ANN, "one");
+        world.deployment.telegram.send(ANN, "two");
+        assert_eq!(world.texts(ANN, 2).await, ["one:", "two:"], "a turn that has begun is finished");
+        world.deployment.turnwise.kill9().await;
+        world.deployment.turnwise.start_again().await;
+        for chat in [ANN, BOB] {
+            world.deployment.telegram.send(chat, "three");
+        }
+        assert_eq!(world.texts(ANN, 3).await[2], "Come back tomorrow.");
+        assert_eq!(world.texts(BOB, 1).await, ["Come back tomorrow."]);
+        assert!(!world.brain.seen().contains(&Seen::asked("three", 0)), "nobody is asked");
+        let metrics = http_client().get(world.deployment.turnwise.url("/metrics")).send().await.unwrap();
+        let metrics = metrics.text().await.unwrap();
+        assert!(metrics.contains(&format!("turnwise_budget_refusals_total{{bot=\"{BOT}\"}} 2")), "{metrics}");
+        world.deployment.turnwise.assert_audit_clean().await;
+    }
+}

@@ -952,6 +952,7 @@ fn turn_in(
         handoff: false,
         actions: Vec::new(),
         suppress_if_taken: false,
+        tokens: 0,
         journal: None,
         record: None,
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),

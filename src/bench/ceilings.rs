@@ -268,6 +268,7 @@ fn turn(ownership: Ownership, key: &ConversationKey, conversation_id: Uuid, sequ
         handoff: false,
         actions: Vec::new(),
         suppress_if_taken: false,
+        tokens: 0,
         journal: None,
         record: None,
         deliveries: vec![delivery],

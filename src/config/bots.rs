@@ -30,6 +30,8 @@ const QUIET: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60)
 /// Shares finer than a hundredth do not show.
 const WEIGHT: RangeInclusive<u32> = 1..=100;
 
+const TOKENS_PER_DAY: RangeInclusive<u64> = 1..=1_000_000_000_000;
+
 const BURSTS: &[(&str, Burst)] =
     &[("queue", Burst::Queue), ("collect", Burst::Collect), ("interrupt", Burst::Interrupt), ("reject", Burst::Reject)];
 
@@ -100,6 +102,8 @@ fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accoun
     let reject_reply = reject_reply(table, burst);
     let weight = table.optional("weight", &whole(WEIGHT));
     let max_turns = table.optional("max_turns", &whole(TURNS));
+    let tokens_per_day = table.optional("tokens_per_day", &whole(TOKENS_PER_DAY));
+    let budget_reply = table.optional("budget_reply", &text(REPLY_CHARS_MAX));
     let reply_in_flight = table.optional(
         "reply_in_flight",
         &word(&[("send", ReplyInFlight::Send), ("suppress", ReplyInFlight::Suppress)], &[]),
@@ -131,6 +135,8 @@ fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accoun
         reject_reply: reject_reply.unwrap_or_else(|| Bot::DEFAULT_REJECT_REPLY.to_owned()),
         weight: weight.unwrap_or(Bot::DEFAULT_WEIGHT),
         max_turns,
+        tokens_per_day,
+        budget_reply: budget_reply.unwrap_or_else(|| Bot::DEFAULT_BUDGET_REPLY.to_owned()),
         reply_in_flight: reply_in_flight.unwrap_or(ReplyInFlight::Send),
         on_uncertain: on_uncertain.unwrap_or(OnUncertain::Hold),
         failure_reply,

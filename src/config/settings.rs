@@ -225,6 +225,10 @@ pub struct Bot {
     pub weight: u32,
     /// The bot's turns in flight in this process; absent, only `worker.max_turns` bounds them.
     pub max_turns: Option<usize>,
+    /// What the bot's models may use on a day (UTC); absent: as much as they like.
+    pub tokens_per_day: Option<u64>,
+    /// What who writes after that is told.
+    pub budget_reply: String,
     pub reply_in_flight: ReplyInFlight,
     pub on_uncertain: OnUncertain,
     /// Sent when a turn is dead-lettered; absent: silence.
@@ -244,6 +248,8 @@ pub enum BotChannel {
 impl Bot {
     pub(super) const DEFAULT_REJECT_REPLY: &str =
         "I am still busy with your last message. Please send this one again when I have answered.";
+    pub(super) const DEFAULT_BUDGET_REPLY: &str =
+        "I have answered as much as I can today. Please write again tomorrow.";
     pub(super) const DEFAULT_WEIGHT: u32 = 1;
 
     /// A web bot that everybody on this machine can talk to.
@@ -258,6 +264,8 @@ impl Bot {
             reject_reply: Self::DEFAULT_REJECT_REPLY.to_owned(),
             weight: Self::DEFAULT_WEIGHT,
             max_turns: None,
+            tokens_per_day: None,
+            budget_reply: Self::DEFAULT_BUDGET_REPLY.to_owned(),
             reply_in_flight: ReplyInFlight::Send,
             on_uncertain: OnUncertain::Hold,
             failure_reply: None,

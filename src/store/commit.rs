@@ -3,7 +3,7 @@
 //! Refuses to end the transaction: whoever began it does as [`End`] says. Invariant: what becomes of one turn never depends on
 //! another of its group, because [`keys`] keeps those apart that share anything.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use uuid::Uuid;
 
@@ -11,7 +11,7 @@ use super::error::refused;
 use super::sending::Found;
 use super::values::{
     self, ActionValues, ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues,
-    JournalValues, MessageValues, RecordValues, TurnValues,
+    JournalValues, MessageValues, RecordValues, TokenValues, TurnValues,
 };
 use super::{
     BATCH_ROWS, CommitOutcome, Committed, Conversation, MergedMessage, Ownership, PendingDelivery, StoreError,
@@ -78,6 +78,9 @@ pub(super) trait Statements: Send {
     fn remove_journals(&mut self, turn_ids: &[Uuid]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
     fn insert_records(&mut self, records: &[RecordValues]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Adds to what bots have used. The rows come in one order whoever adds, so that nobody waits in a circle.
+    fn add_tokens(&mut self, tokens: &[TokenValues<'_>]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
     fn insert_actions(&mut self, actions: &[ActionValues<'_>]) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
@@ -148,6 +151,8 @@ pub(super) struct Contents<'a> {
     pub(super) parts: Vec<DeliveryValues<'a>>,
     pub(super) actions: Vec<ActionValues<'a>>,
     pub(super) records: Vec<RecordValues>,
+    /// What was used, by bot and day.
+    pub(super) tokens: BTreeMap<(&'a str, i64), u64>,
     /// The journals that end.
     pub(super) journaled: Vec<Uuid>,
     /// The conversations given to a person.
@@ -213,6 +218,10 @@ impl<'a> Turns<'a> {
             }
             contents.parts.extend(values::deliveries(turn));
             contents.records.extend(values::record(turn));
+            if turn.tokens > 0 {
+                let used = contents.tokens.entry((&*turn.key.bot, turn.committed_at.day())).or_default();
+                *used = used.saturating_add(turn.tokens);
+            }
             contents.journaled.extend(turn.journal);
             *outcome = Some(committed(turn, first_ordinal));
         }

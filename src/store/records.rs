@@ -194,6 +194,8 @@ pub struct TurnCommit {
     pub journal: Option<Uuid>,
     /// What replay and people need of the turn.
     pub record: Option<Value>,
+    /// What the turn's models used, to be counted against the bot's budget; 0 counts nothing.
+    pub tokens: u64,
     /// W3C trace context of the turn, carried in its deliveries.
     pub traceparent: Option<String>,
     pub timings: TurnTimings,

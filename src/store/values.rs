@@ -177,6 +177,14 @@ pub(super) struct RecordValues {
     pub(super) record: Value,
 }
 
+/// What the models of a bot used more on a day.
+#[derive(Serialize)]
+pub(super) struct TokenValues<'a> {
+    pub(super) bot: &'a str,
+    pub(super) day: i64,
+    pub(super) tokens: i64,
+}
+
 /// An action that begins to wait for a person's word.
 #[derive(Serialize)]
 pub(super) struct ActionValues<'a> {

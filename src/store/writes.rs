@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::commit::{Contents, End, Partition, Rows, Statements, Turns};
 use super::error::refused;
 use super::sending::{self, Beginning, Ending};
+use super::values::TokenValues;
 use super::{BATCH_ROWS, CommitOutcome, SendStart, Settled, StoreError, TurnCommit};
 
 /// What a caller wants written.
@@ -98,6 +99,14 @@ impl<'a> Writes<'a> {
 async fn write_rarities(statements: &mut impl Statements, contents: &Contents<'_>) -> Result<(), sqlx::Error> {
     for batch in contents.actions.chunks(BATCH_ROWS) {
         statements.insert_actions(batch).await?;
+    }
+    if !contents.tokens.is_empty() {
+        let used = contents.tokens.iter().map(|(&(bot, day), &tokens)| TokenValues {
+            bot,
+            day,
+            tokens: i64::try_from(tokens).unwrap_or(i64::MAX),
+        });
+        statements.add_tokens(&used.collect::<Vec<_>>()).await?;
     }
     for batch in contents.records.chunks(BATCH_ROWS) {
         statements.insert_records(batch).await?;

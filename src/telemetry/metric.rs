@@ -38,6 +38,7 @@ pub const TOOL_SERVER_UP: &str = "turnwise_tool_server_up";
 pub const EGRESS_ATTEMPTS: &str = "turnwise_egress_attempts_total";
 pub const TYPING: &str = "turnwise_typing_total";
 pub const EVENT_STREAMS: &str = "turnwise_event_streams";
+pub const BUDGET_REFUSALS: &str = "turnwise_budget_refusals_total";
 pub const EVENT_STREAMS_ENDED: &str = "turnwise_event_streams_ended_total";
 
 /// 10 ms doubling to 81.92 s: a turn is a model call, and a model call takes seconds.
@@ -144,6 +145,11 @@ pub fn turn_finished(bot: &str, outcome: &'static str, duration: Duration, respo
 /// A message ended as part of another one's turn, or without a turn.
 pub fn message_finished(bot: &str, outcome: &'static str) {
     counter!(TURNS, "bot" => bot.to_owned(), "outcome" => outcome).increment(1);
+}
+
+/// A turn for which no model was asked, because the bot's tokens of the day are spent.
+pub fn budget_refusal(bot: &str) {
+    counter!(BUDGET_REFUSALS, "bot" => bot.to_owned()).increment(1);
 }
 
 /// From receipt of the message to the platform's confirmation of the reply.
@@ -292,6 +298,7 @@ const COUNTERS: &[(&str, &str)] = &[
     (TOOL_CALLS, "Calls of tools, by outcome; unknown means that nobody can tell whether the call happened."),
     (EGRESS_ATTEMPTS, "Attempts to deliver to a platform, by class of the HTTP status; none means no answer came."),
     (TYPING, "Calls that show that a bot is typing, by class of the HTTP status; none means no answer came."),
+    (BUDGET_REFUSALS, "Turns answered without a model, because the bot's tokens of the day were spent."),
     (EVENT_STREAMS_ENDED, "Callers that are sent no more events of a turn, by reason."),
 ];
 

@@ -31,7 +31,9 @@ pub(super) fn compose(
     let mut commit = frame(burst.task, envelope.key.clone(), envelope.turn_id, envelope.received_at);
     commit.merged = burst.merged(&settings.bot);
     commit.state = decided.state();
+    commit.reason = decided.reason.map(str::to_owned);
     commit.responder = decided.responder;
+    commit.tokens = decided.tokens;
     commit.conversation_id = Some(loaded.conversation.id);
     commit.new_conversation.clone_from(&loaded.new);
     commit.timings.responder_us = u64::try_from(responder_time.as_micros()).unwrap_or(u64::MAX);
@@ -125,6 +127,7 @@ pub(super) fn frame(task: &Task, key: ConversationKey, turn_id: Uuid, received_a
         actions: Vec::new(),
         deliveries: Vec::new(),
         suppress_if_taken: false,
+        tokens: 0,
         journal: None,
         record: None,
         traceparent: telemetry::current_traceparent(&tracing::Span::current()),

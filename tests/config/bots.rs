@@ -25,7 +25,7 @@ color = "red"
 responder = "ecko""#,
         &[
             r#"2 bots.support.channel: "telegran" is not known; use "telegram", "messenger" or "web""#,
-            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reject_reply, weight, max_turns, reply_in_flight, on_uncertain, failure_reply, typing, token, webhook_secret, updates, username, api_base, app_secret, verify_token, page_token, page_id, api_version, api_keys, origins, conversation_ttl",
+            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reject_reply, weight, max_turns, tokens_per_day, budget_reply, reply_in_flight, on_uncertain, failure_reply, typing, token, webhook_secret, updates, username, api_base, app_secret, verify_token, page_token, page_id, api_version, api_keys, origins, conversation_ttl",
             r#"5 bots.support.responder: there is no responder "ecko"; did you mean "echo"? Responders here: echo"#,
         ],
     );

@@ -44,6 +44,8 @@ pub(crate) fn config(
         reject_reply: String::new(),
         weight: 1,
         max_turns: None,
+        tokens_per_day: None,
+        budget_reply: String::new(),
         reply_in_flight: ReplyInFlight::Send,
         on_uncertain: OnUncertain::Hold,
         failure_reply: None,

@@ -17,7 +17,7 @@ use crate::store::rows::{self, conversation_columns};
 use crate::store::sending::Found;
 use crate::store::values::{
     ActionValues, ConversationChange, ConversationValues, DeliveryBegun, DeliveryEnded, DeliveryValues, JournalValues,
-    MessageValues, RecordValues, TurnValues,
+    MessageValues, RecordValues, TokenValues, TurnValues,
 };
 use crate::store::writes::{Asked, Outcome, Writes};
 use crate::store::{Committed, Conversation, StoreError};
@@ -173,6 +173,16 @@ impl Statements for PgConnection {
             .bind(records.iter().map(|record| record.turn_id).bind_iter())
             .bind(records.iter().map(|record| &record.record).bind_iter());
         insert.execute(self).await.map(drop)
+    }
+
+    async fn add_tokens(&mut self, tokens: &[TokenValues<'_>]) -> Result<(), sqlx::Error> {
+        const ADD: &str = "INSERT INTO token_usage (bot, day, tokens) SELECT * FROM UNNEST($1, $2, $3) \
+             ON CONFLICT (bot, day) DO UPDATE SET tokens = token_usage.tokens + excluded.tokens";
+        let add = sqlx::query(ADD)
+            .bind(tokens.iter().map(|used| used.bot).bind_iter())
+            .bind(tokens.iter().map(|used| used.day).bind_iter())
+            .bind(tokens.iter().map(|used| used.tokens).bind_iter());
+        add.execute(self).await.map(drop)
     }
 
     async fn insert_actions(&mut self, actions: &[ActionValues<'_>]) -> Result<(), sqlx::Error> {

@@ -15,7 +15,7 @@ use crate::message::ConversationStatus;
 use crate::store::commit::{End, Locked, Partition, Rows, Statements};
 use crate::store::error::refused;
 use crate::store::rows::{self, conversation_columns};
-use crate::store::values::{ActionValues, ConversationValues, JournalValues, RecordValues, TurnValues};
+use crate::store::values::{ActionValues, ConversationValues, JournalValues, RecordValues, TokenValues, TurnValues};
 use crate::store::writes::{Asked, Outcome, Writes};
 use crate::store::{Committed, Conversation, StoreError};
 
@@ -169,6 +169,13 @@ impl Statements for SqliteConnection {
         const INSERT: &str = "INSERT INTO turn_records (turn_id, record) \
              SELECT value ->> 'turn_id', value -> 'record' FROM json_each($1)";
         sqlx::query(INSERT).bind(Json(records)).execute(self).await.map(drop)
+    }
+
+    async fn add_tokens(&mut self, tokens: &[TokenValues<'_>]) -> Result<(), sqlx::Error> {
+        const ADD: &str = "INSERT INTO token_usage (bot, day, tokens) \
+             SELECT value ->> 'bot', value ->> 'day', value ->> 'tokens' FROM json_each($1) WHERE TRUE \
+             ON CONFLICT (bot, day) DO UPDATE SET tokens = token_usage.tokens + excluded.tokens";
+        sqlx::query(ADD).bind(Json(tokens)).execute(self).await.map(drop)
     }
 
     async fn insert_actions(&mut self, actions: &[ActionValues<'_>]) -> Result<(), sqlx::Error> {

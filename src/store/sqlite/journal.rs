@@ -37,6 +37,16 @@ impl Sqlite {
         found.as_ref().map(rows::record).transpose()
     }
 
+    pub(in crate::store) async fn tokens_used(&self, bot: &str, day: i64) -> Result<u64, StoreError> {
+        let found: Option<i64> = sqlx::query_scalar("SELECT tokens FROM token_usage WHERE bot = $1 AND day = $2")
+            .bind(bot)
+            .bind(day)
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(refused("show the tokens of a day"))?;
+        Ok(found.and_then(|tokens| u64::try_from(tokens).ok()).unwrap_or_default())
+    }
+
     pub(in crate::store) async fn action(&self, id: &str) -> Result<Option<Action>, StoreError> {
         const FIND: &str = concat!("SELECT ", action_columns!(), " FROM pending_actions WHERE id = $1");
         let found = sqlx::query(FIND).bind(id).fetch_optional(&self.readers).await;
