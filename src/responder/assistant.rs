@@ -66,10 +66,6 @@ impl Assistant {
             let answer = self.answer(context, request, &mut talk, &[], true).await?;
             return reply(answer, &talk);
         };
-        if context.journal.is_scoped() {
-            // Asked again in the same turn: what its message means for open questions was decided the first time.
-            return self.rounds(context, request, talk, tools).await;
-        }
         let confirmations = Confirmations { context, request, toolbox: &tools.toolbox };
         match confirmations.decide().await? {
             Decided::Nothing => self.rounds(context, request, talk, tools).await,

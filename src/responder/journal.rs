@@ -27,8 +27,6 @@ use crate::telemetry::{chain, json_fault};
 #[derive(Clone)]
 pub struct Journal {
     inner: Arc<Inner>,
-    /// Before the name of each step: what keeps apart those of a responder that is asked several times in one turn.
-    scope: String,
 }
 
 struct Inner {
@@ -76,17 +74,7 @@ impl Journal {
             fault: OnceLock::new(),
             has_effects: AtomicBool::new(false),
         };
-        Self { inner: Arc::new(inner), scope: String::new() }
-    }
-
-    /// The same journal with other names for its steps. `scope` must be the same in every attempt.
-    #[must_use]
-    pub(crate) fn scoped(&self, scope: &str) -> Self {
-        Self { inner: Arc::clone(&self.inner), scope: format!("{}{scope}/", self.scope) }
-    }
-
-    pub(crate) fn is_scoped(&self) -> bool {
-        !self.scope.is_empty()
+        Self { inner: Arc::new(inner) }
     }
 
     pub(crate) fn fault(&self) -> Option<&Fault> {
@@ -115,12 +103,10 @@ impl Journal {
 
     /// Whether a step was begun, or ended, whose name starts with this.
     pub(crate) async fn has_any(&self, prefix: &str) -> bool {
-        let prefix = self.name(prefix);
-        self.written().await.iter().any(|entry| entry.step.starts_with(&prefix))
+        self.written().await.iter().any(|entry| entry.step.starts_with(prefix))
     }
 
     pub(crate) async fn find(&self, step: &str) -> Result<Option<JournalEntry>, TurnError> {
-        let step = self.name(step);
         let mut entries = self.inner.entries.lock().await;
         let entries = self.read(&mut entries).await?;
         Ok(entries.iter().find(|entry| entry.step == step).cloned())
@@ -136,7 +122,7 @@ impl Journal {
     ) -> Result<(), TurnError> {
         self.inner.has_effects.store(true, Ordering::Relaxed);
         let entry = JournalEntry {
-            step: self.name(step),
+            step: step.to_owned(),
             ordinal: 0,
             kind,
             status: StepStatus::Started,
@@ -157,11 +143,7 @@ impl Journal {
 
     /// Records a step that had no effect before it ended, such as a model's answer.
     pub(crate) async fn record(&self, entry: JournalEntry) -> Result<(), TurnError> {
-        self.write(JournalEntry { step: self.name(&entry.step), ..entry }).await
-    }
-
-    fn name(&self, step: &str) -> String {
-        format!("{}{step}", self.scope)
+        self.write(entry).await
     }
 
     /// Writes for as long as the database takes: a result that got lost would be one more call whose outcome nobody knows.
@@ -261,7 +243,7 @@ impl TurnContext {
     /// request they have seen.
     #[must_use]
     pub fn idempotency_key(&self, step: &str) -> String {
-        format!("{}:{}", self.journal.turn_id(), self.journal.name(step))
+        format!("{}:{step}", self.journal.turn_id())
     }
 }
 
@@ -302,9 +284,6 @@ mod tests {
         assert_eq!(run(Ok(7)).await, Ok(7));
         assert_eq!(run(Ok(8)).await, Ok(7));
         assert_eq!(runs.load(Ordering::Relaxed), 2);
-        let scoped = TurnContext { journal: context.journal.scoped("1"), ..context.clone() };
-        assert_eq!(scoped.step("price", async { Ok(9) }).await, Ok(9), "another scope has steps of its own");
-        assert_ne!(scoped.idempotency_key("price"), context.idempotency_key("price"));
         let other: Result<String, TurnError> = context.step("price", async { Ok(String::new()) }).await;
         assert!(matches!(other, Err(TurnError::Terminal { .. })), "{other:?}");
     }

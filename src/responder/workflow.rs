@@ -84,16 +84,13 @@ impl WorkflowResponder {
 
     async fn lead(&self, context: &TurnContext, request: &TurnRequest, mut walk: Walk<'_>) -> Result<Reply, TurnError> {
         let mut reply = Reply::default();
-        let mut asked_before = 0;
         let stop = loop {
             match walk.go() {
                 Stop::Responder { prompt } => {
-                    let context = again(context, asked_before);
-                    asked_before += 1;
-                    let answer = self.inner.respond(&context, &asked(request, walk.metadata(), prompt)).await?;
+                    let answer = self.inner.respond(context, &asked(request, walk.metadata(), prompt)).await?;
                     let waits = !answer.actions.is_empty();
-                    reply.transcript.extend(answer.transcript);
-                    reply.spent_buttons |= answer.spent_buttons;
+                    reply.transcript = answer.transcript;
+                    reply.spent_buttons = answer.spent_buttons;
                     reply.actions = answer.actions;
                     reply.handoff = answer.handoff;
                     walk.answered(answer.messages, answer.metadata, waits);
@@ -120,15 +117,6 @@ impl WorkflowResponder {
         reply.messages = walk.into_said();
         Ok(reply)
     }
-}
-
-/// The context for a responder that was asked so often in this turn: its steps must not be taken for those before.
-fn again(context: &TurnContext, asked_before: u32) -> TurnContext {
-    let mut context = context.clone();
-    if asked_before > 0 {
-        context.journal = context.journal.scoped(&asked_before.to_string());
-    }
-    context
 }
 
 /// The turn as the responder is asked about it.
