@@ -75,6 +75,14 @@ impl Task {
         self.messages.iter().chain(&self.amendments)
     }
 
+    /// The same attempt at those of its messages and amendments that `keep` names; `None` without a message among them.
+    #[must_use]
+    pub fn cut(&self, keep: impl Fn(&StreamMessage) -> bool) -> Option<Self> {
+        let kept = |messages: &[Arc<StreamMessage>]| messages.iter().filter(|message| keep(message)).cloned().collect();
+        let task = Self { messages: kept(&self.messages), amendments: kept(&self.amendments), ..self.clone() };
+        (!task.messages.is_empty()).then_some(task)
+    }
+
     /// The same attempt at some of its messages alone; one at least.
     #[must_use]
     pub fn only(&self, messages: Vec<Arc<StreamMessage>>) -> Self {

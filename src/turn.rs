@@ -33,8 +33,8 @@ use crate::responder::{ConversationView, Reply, Responder, Responders, TurnConte
 use crate::scheduler::bursts::Label;
 use crate::scheduler::{Failure, Task, Verdict, Work};
 use crate::store::{
-    CommitOutcome, Committed, Conversation, JournalEntry, NewConversation, PendingDelivery, Store, StoreError,
-    StoredMessage, TurnCommit,
+    CommitOutcome, Committed, Conversation, JournalEntry, NewConversation, PendingDelivery, StepKind, Store,
+    StoreError, StoredMessage, TurnCommit,
 };
 use crate::stream::{DeadLetter, Publisher, StreamMessage};
 use crate::telemetry::{chain, json_fault, metric};
@@ -159,10 +159,18 @@ impl Turns {
             }
         }
         let deleted = burst.deleted();
-        if !deleted.is_empty() {
-            return self.withdraw(&task.only(deleted)).await;
-        }
         let envelope = &burst.envelope;
+        let may_grow = self.bots.get(&*envelope.key.bot).is_some_and(|settings| burst.may_grow(&settings.bot));
+        if may_grow || !deleted.is_empty() {
+            let steps = self.store.journal(burst.first_turn_id()).await.map_err(|error| away(&error))?;
+            if let Some(task) = burst.held_to(&steps)? {
+                return Box::pin(self.attempt(&task, responder_time)).await;
+            }
+            // What has had effects can no longer be taken back.
+            if !deleted.is_empty() && steps.iter().all(|step| step.kind == StepKind::Model) {
+                return self.withdraw(&task.only(deleted)).await;
+            }
+        }
         if let Event::Ignored { kind, reason } = &envelope.event {
             return self.ignore(task, envelope, burst::ignored(kind, reason)).await;
         }
@@ -178,13 +186,13 @@ impl Turns {
         };
         span.record("gen_ai.conversation.id", tracing::field::display(loaded.conversation.id));
         let decided = match loaded.conversation.status {
-            ConversationStatus::Bot if self.is_budget_spent(&settings.bot).await? => {
+            ConversationStatus::Bot if self.is_out_of_budget(&burst, &settings.bot).await? => {
                 metric::budget_refusal(&settings.bot.name);
                 Decided::out_of_budget(&settings.bot)
             }
             ConversationStatus::Bot => self.decide(&burst, settings, &mut loaded, responder_time).await?,
             // Stored for the person who has taken over; the bot is silent.
-            ConversationStatus::Human | ConversationStatus::Closed => Decided::silent(),
+            ConversationStatus::Human | ConversationStatus::Closed => self.keep_silent(&burst, &settings.bot).await?,
         };
         let spent_buttons = decided.reply.spent_buttons;
         let commit = compose(&burst, settings, &loaded, decided, *responder_time);
@@ -254,11 +262,23 @@ impl Turns {
         self.bots.get(bot).ok_or_else(|| hopeless("no_such_bot", format!("no bot \"{bot}\" is configured")))
     }
 
-    /// Whether the bot's models have used what they may on this day. Turns that run at once can pass it together.
-    async fn is_budget_spent(&self, bot: &Bot) -> Step<bool> {
+    /// Whether the bot's models have used what they may on this day. Turns that run at once can pass it together, and one that
+    /// has begun is finished.
+    async fn is_out_of_budget(&self, burst: &Burst<'_>, bot: &Bot) -> Step<bool> {
         let Some(most) = bot.tokens_per_day else { return Ok(false) };
         let used = self.store.tokens_used(&bot.name, Timestamp::now().day()).await.map_err(|error| away(&error))?;
-        Ok(used >= most)
+        if used < most {
+            return Ok(false);
+        }
+        let steps = self.store.journal(burst.first_turn_id()).await.map_err(|error| away(&error))?;
+        Ok(steps.is_empty())
+    }
+
+    /// A turn of which the bot says nothing; what an earlier attempt at it has done stays known.
+    async fn keep_silent(&self, burst: &Burst<'_>, bot: &Bot) -> Step<Decided> {
+        let steps = self.store.journal(burst.first_turn_id()).await.map_err(|error| away(&error))?;
+        let record = (!steps.is_empty()).then(|| record(&Value::Null, &steps));
+        Ok(Decided { record, tokens: counted_tokens(bot, &steps), ..Decided::silent() })
     }
 
     async fn load(&self, task: &Task, envelope: &Envelope) -> Step<Loaded> {
@@ -315,7 +335,12 @@ impl Turns {
             attempt: task.attempt,
             deadline: tokio::time::Instant::now() + self.turn_timeout,
             cancellation: task.cancellation.clone(),
-            journal: Journal::durable(burst.first_turn_id(), self.store.clone(), burst.task.ownership),
+            journal: Journal::durable(
+                burst.first_turn_id(),
+                self.store.clone(),
+                task.ownership,
+                burst.may_grow(&settings.bot).then(|| burst.members()),
+            ),
             deltas: run.deltas(),
         };
         let span =
@@ -418,7 +443,8 @@ impl Turns {
         match outcome {
             CommitOutcome::Committed { committed, merged, deliveries, first_ordinal } => {
                 // Less was stored than was to be when a person took over meanwhile.
-                let is_whole = committed.state() == commit.state;
+                let may_be_less = commit.suppress_if_taken && commit.state == TerminalState::HandedOff;
+                let is_whole = committed.state() == commit.state && !may_be_less;
                 let receipts: Vec<_> = std::iter::once(committed).chain(merged).collect();
                 if let (Some(loaded), Some(first)) = (loaded, first_ordinal) {
                     match is_whole {
@@ -524,8 +550,11 @@ impl Turns {
         }
         if let Some(text) = self.notice(&key, failure) {
             let row = self.store.load_turn(&key, &task.message().message_id).await.map_err(|error| away(&error))?;
-            let conversation = row.conversation.map(|conversation| conversation.id);
-            commit.deliveries = parts(&commit, conversation, Uuid::now_v7(), &ReplyMessage::text(text));
+            // Who has taken the conversation over speaks for the bot.
+            if row.conversation.as_ref().is_none_or(|conversation| conversation.status == ConversationStatus::Bot) {
+                let conversation = row.conversation.map(|conversation| conversation.id);
+                commit.deliveries = parts(&commit, conversation, Uuid::now_v7(), &ReplyMessage::text(text));
+            }
         }
         let receipts = self.commit(task, commit, None).await?;
         // When the last attempt failed after its commit, the messages are answered, and no dead letters.
@@ -651,7 +680,10 @@ async fn ask(
     };
     match context.journal.fault() {
         Some(Fault::Fenced) => return Err(Verdict::Fenced),
-        Some(Fault::Store(cause)) => return Err(Verdict::Wait { cause: cause.clone(), after: None }),
+        Some(Fault::Away(cause)) => return Err(Verdict::Wait { cause: cause.clone(), after: None }),
+        Some(Fault::Refused(cause)) => {
+            return Err(Verdict::Failed { failure: failure("store", cause.clone(), None), after: None });
+        }
         None => {}
     }
     match answer {
@@ -680,14 +712,18 @@ fn record(responder: &Value, steps: &[JournalEntry]) -> Value {
     json!({ "responder": responder, "steps": steps })
 }
 
+/// More than any turn can use; a server that says so is wrong.
+const TURN_TOKENS_MAX: u64 = 1_000_000_000;
+
 /// What the models of a bot with a budget used, as far as their servers said.
 fn counted_tokens(bot: &Bot, steps: &[JournalEntry]) -> u64 {
     if bot.tokens_per_day.is_none() {
         return 0;
     }
-    let usages = steps.iter().filter_map(|step| step.result.as_ref()?.get("usage"));
+    let answers = steps.iter().filter(|step| step.kind == StepKind::Model);
+    let usages = answers.filter_map(|step| step.result.as_ref()?.get("usage"));
     let tokens = usages.flat_map(|usage| ["input_tokens", "output_tokens"].map(|key| usage[key].as_u64()));
-    tokens.flatten().fold(0, u64::saturating_add)
+    tokens.flatten().fold(0, u64::saturating_add).min(TURN_TOKENS_MAX)
 }
 
 fn bot_of(message: &StreamMessage) -> String {

@@ -269,6 +269,34 @@ async fn a_confirmed_call_survives_a_kill() {
     world.deployment.turnwise.assert_audit_clean().await;
 }
 
+/// A turn that has begun to change something keeps its messages: one that comes while the process is down makes a turn of its
+/// own, however eager the policy is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_comes_during_a_crash_does_not_join_a_turn_that_has_acted() {
+    for policy in ["collect", "interrupt"] {
+        let bot = [("burst", quoted(policy))];
+        let bot: Vec<_> = bot.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        let mut world = World::start(Backend::Sqlite, &[&["reserve"]], &[("confirm", "true")], &bot).await;
+        world.deployment.telegram.send(ANN, "book it");
+        world.question(ANN).await;
+        world.deployment.settled(1, PATIENCE).await;
+        let point = Point::Asked { results: 1 };
+        world.brain.hold(point.clone());
+        world.deployment.telegram.send(ANN, "yes");
+        world.brain.wait("the model to be told", PATIENCE, |log| log.iter().any(|seen| point.is(seen))).await;
+        world.deployment.turnwise.kill9().await;
+        world.deployment.telegram.send(ANN, "hello?");
+        world.brain.release();
+        world.deployment.turnwise.start_again().await;
+        assert_eq!(world.texts(ANN, 2).await[1], "yes: reserve done", "{policy}");
+        world.deployment.settled(3, PATIENCE).await;
+        assert_eq!(world.brain.calls_of("reserve").len(), 1, "{policy}: agreed to once, called once");
+        let asked: Vec<_> = world.brain.seen().into_iter().filter(|seen| matches!(seen, Seen::Asked { .. })).collect();
+        assert_eq!(asked.last(), Some(&Seen::asked("hello?", 0)), "{policy}: a turn of its own");
+        world.deployment.turnwise.assert_audit_clean().await;
+    }
+}
+
 /// A person takes over while the model thinks: what leaves, what the ledger says.
 async fn taken_over(reply_in_flight: &str) -> (World, Vec<String>) {
     let world = World::start(Backend::Sqlite, &[], &[], &[("reply_in_flight", &quoted(reply_in_flight))]).await;

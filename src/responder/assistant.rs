@@ -29,6 +29,9 @@ mod talk;
 
 pub use plan::{CALLS_MAX, REPEATS_MAX};
 
+const SEVERAL_PEOPLE: &str = "Not called: it needs the word of whoever asks for it, and several people wrote at once. Ask them to \
+     say it again, one at a time.";
+
 /// One `[responders.*]` table that names a model.
 #[derive(Debug)]
 pub struct Assistant {
@@ -101,7 +104,11 @@ impl Assistant {
                 // What a model says before it calls a tool is a paragraph of its own to those who watch.
                 context.deltas.send("\n\n");
             }
-            let plan = |call| bounds.plan(call, &tools.toolbox, &offered);
+            let several = are_several_people(request);
+            let plan = |call| match bounds.plan(call, &tools.toolbox, &offered) {
+                Plan::Confirm if several => Plan::Refuse(SEVERAL_PEOPLE.to_owned()),
+                plan => plan,
+            };
             let plans: Vec<Plan> = answer.tool_calls.iter().map(plan).collect();
             let asked = confirm::questions(&answer, &plans, request);
             let results = calls.run(&round.to_string(), &answer.tool_calls, plans).await?;
@@ -134,7 +141,7 @@ impl Assistant {
         let asked = hash(&serde_json::to_vec(&(self.model.describe(), &question)).unwrap_or_default());
         let recorded = context.journal.find(&step).await?.filter(|entry| entry.status == StepStatus::Done);
         if let Some(entry) = recorded
-            && (entry.request_hash == asked || context.journal.has_any(&format!("{round}.tool.")).await)
+            && (entry.request_hash == asked || context.journal.any(|entry| is_tool_since(entry, round)).await)
             && let Some(answer) = entry.result.and_then(|result| serde_json::from_value(result).ok())
         {
             if entry.request.is_some_and(|request| request["shortened"] == json!(true)) {
@@ -222,6 +229,19 @@ impl From<ModelFailure> for TurnError {
             false => terminal(&failure.message),
         }
     }
+}
+
+/// Whether the turn's messages are of different people: then nobody can tell who is to agree to a call.
+fn are_several_people(request: &TurnRequest) -> bool {
+    let mut senders = request.messages.iter().map(|message| message.sender.as_ref().map(|sender| &sender.id));
+    let first = senders.next();
+    senders.any(|sender| Some(sender) != first)
+}
+
+/// Whether the step is a call of a tool in this round or a later one: those follow from the answer to this round's question.
+fn is_tool_since(entry: &JournalEntry, round: u32) -> bool {
+    let of_round = entry.step.split_once(".tool.").and_then(|(round, _)| round.parse::<u32>().ok());
+    of_round.is_some_and(|of_round| of_round >= round)
 }
 
 /// Whether the model said nothing although nobody kept it from it.

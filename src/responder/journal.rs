@@ -38,20 +38,30 @@ struct Inner {
     fault: OnceLock<Fault>,
     /// Whether a step was begun that may change something outside.
     has_effects: AtomicBool,
+    /// The messages of the turn, where others may join them; recorded before the first effect.
+    members: Option<Vec<String>>,
 }
+
+/// The step that names the messages of a turn.
+pub(crate) const MEMBERS_STEP: &str = "members";
 
 /// Why a journal let its turn down. The turn is not to blame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The partition has a newer owner.
     Fenced,
-    /// The database refused; the text is for operators.
-    Store(String),
+    /// The database is away; the text is for operators.
+    Away(String),
+    /// The database refuses this journal, and will again.
+    Refused(String),
 }
 
 impl Fault {
     pub(crate) fn store(error: &StoreError) -> Self {
-        Self::Store(chain(error))
+        match error.is_transient() {
+            true => Self::Away(chain(error)),
+            false => Self::Refused(chain(error)),
+        }
     }
 }
 
@@ -59,20 +69,23 @@ impl Journal {
     /// One that lasts as long as the process, for tests of responders.
     #[must_use]
     pub fn in_memory(turn_id: Uuid) -> Self {
-        Self::new(turn_id, None)
+        Self::new(turn_id, None, None)
     }
 
-    pub(crate) fn durable(turn_id: Uuid, store: Store, ownership: Ownership) -> Self {
-        Self::new(turn_id, Some((store, ownership)))
+    /// `members` are the dedupe ids of the turn's messages, where after a crash there may be others; `None` where the turn is
+    /// that of one message whatever happens.
+    pub(crate) fn durable(turn_id: Uuid, store: Store, ownership: Ownership, members: Option<Vec<String>>) -> Self {
+        Self::new(turn_id, Some((store, ownership)), members)
     }
 
-    fn new(turn_id: Uuid, backing: Option<(Store, Ownership)>) -> Self {
+    fn new(turn_id: Uuid, backing: Option<(Store, Ownership)>, members: Option<Vec<String>>) -> Self {
         let inner = Inner {
             turn_id,
             backing,
             entries: Mutex::new(None),
             fault: OnceLock::new(),
             has_effects: AtomicBool::new(false),
+            members,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -101,9 +114,9 @@ impl Journal {
         self.inner.entries.lock().await.clone().unwrap_or_default()
     }
 
-    /// Whether a step was begun, or ended, whose name starts with this.
-    pub(crate) async fn has_any(&self, prefix: &str) -> bool {
-        self.written().await.iter().any(|entry| entry.step.starts_with(prefix))
+    /// Whether there is such a step among those that this attempt knows of.
+    pub(crate) async fn any(&self, test: impl Fn(&JournalEntry) -> bool + Send) -> bool {
+        self.inner.entries.lock().await.as_deref().unwrap_or_default().iter().any(test)
     }
 
     pub(crate) async fn find(&self, step: &str) -> Result<Option<JournalEntry>, TurnError> {
@@ -121,6 +134,23 @@ impl Journal {
         request: Option<Value>,
     ) -> Result<(), TurnError> {
         self.inner.has_effects.store(true, Ordering::Relaxed);
+        if let Some(members) = &self.inner.members
+            && self.find(MEMBERS_STEP).await?.is_none()
+        {
+            let now = Timestamp::now();
+            self.write(JournalEntry {
+                step: MEMBERS_STEP.to_owned(),
+                ordinal: 0,
+                kind: StepKind::Step,
+                status: StepStatus::Done,
+                request_hash: hash(b""),
+                request: None,
+                result: Some(members.clone().into()),
+                started_at: now,
+                ended_at: Some(now),
+            })
+            .await?;
+        }
         let entry = JournalEntry {
             step: step.to_owned(),
             ordinal: 0,

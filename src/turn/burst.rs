@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -13,10 +14,15 @@ use super::decode;
 use crate::config::{self, Bot};
 use crate::message::{Envelope, Event, InboundMessage, SCHEMA_VERSION, TerminalState, Timestamp};
 use crate::responder::NewUserMessage;
+use crate::responder::journal::MEMBERS_STEP;
 use crate::scheduler::bursts::Label;
 use crate::scheduler::{Task, Verdict};
-use crate::store::{Committed, MergedMessage, TurnTimings};
+use crate::store::{Committed, JournalEntry, MergedMessage, TurnTimings};
 use crate::stream::StreamMessage;
+
+/// How long a turn that was begun waits for the rest of its messages after a crash, and how often it looks.
+const MEMBERS_PATIENCE: Duration = Duration::from_secs(60);
+const MEMBERS_PAUSE: Duration = Duration::from_millis(100);
 
 /// As much of an envelope as the policy depends on.
 #[derive(Deserialize)]
@@ -129,6 +135,44 @@ impl<'a> Burst<'a> {
     /// The turn under whose id the steps of this one are journaled: it stays while later messages join.
     pub(super) fn first_turn_id(&self) -> Uuid {
         self.earlier.first().map_or(self.envelope.turn_id, |(_, envelope)| envelope.turn_id)
+    }
+
+    /// Whether after a crash the turn of its first message can be one of other messages, too.
+    pub(super) fn may_grow(&self, bot: &Bot) -> bool {
+        let is_of_album = self.said().any(|(_, message)| message.album_id.is_some());
+        let policy = matches!(bot.burst, config::Burst::Collect | config::Burst::Interrupt);
+        policy || is_of_album || self.task.all().nth(1).is_some()
+    }
+
+    /// The dedupe ids of its messages and amendments.
+    pub(super) fn members(&self) -> Vec<String> {
+        self.task.all().map(|message| message.message_id.clone()).collect()
+    }
+
+    /// The messages that an earlier attempt had before it did anything that has an effect: the journal is theirs, and no
+    /// other's. `None` when they are those of this attempt, or it did nothing.
+    ///
+    /// # Errors
+    /// Waits for those that have not come yet. One that never comes is given up after a while: better than a conversation
+    /// that stands still for ever.
+    pub(super) fn held_to(&self, steps: &[JournalEntry]) -> Result<Option<Task>, Box<Verdict<Committed>>> {
+        let recorded = steps.iter().find(|step| step.step == MEMBERS_STEP).and_then(|step| step.result.clone());
+        let Some(members) = recorded.and_then(|members| serde_json::from_value::<HashSet<String>>(members).ok()) else {
+            return Ok(None);
+        };
+        let present: HashSet<&str> = self.task.all().map(|message| message.message_id.as_str()).collect();
+        let waited_us = self.task.started_at.micros_since(self.task.messages[0].delivered_at);
+        if members.iter().any(|id| !present.contains(id.as_str())) {
+            if u128::from(waited_us) < MEMBERS_PATIENCE.as_micros() {
+                let cause = "the other messages of the turn have not come yet".to_owned();
+                return Err(Box::new(Verdict::Wait { cause, after: Some(MEMBERS_PAUSE) }));
+            }
+            tracing::warn!(sequence = self.task.message().sequence, "messages of a turn that was begun have not come");
+        }
+        if present.iter().all(|id| members.contains(*id)) {
+            return Ok(None);
+        }
+        Ok(self.task.cut(|message| members.contains(&message.message_id)))
     }
 
     /// What was said, in order.

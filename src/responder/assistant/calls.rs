@@ -50,6 +50,9 @@ impl Calls<'_> {
         let runs = calls.iter().zip(plans).enumerate().map(|(place, (call, plan))| {
             let step = format!("{round}.tool.{place}");
             async move {
+                if let Some(result) = self.recorded(&step, call, &plan).await? {
+                    return Ok(result);
+                }
                 match plan {
                     Plan::Refuse(sentence) => Ok(sentence),
                     Plan::Confirm => {
@@ -70,20 +73,29 @@ impl Calls<'_> {
         Ok(results)
     }
 
+    /// What is known of a call whatever would be made of it now: its tool may be away, or changed, since it was made.
+    async fn recorded(&self, step: &str, call: &ToolCall, plan: &Plan) -> Result<Option<String>, TurnError> {
+        let journal = &self.context.journal;
+        let is_this = |entry: &JournalEntry| {
+            let request = entry.request.as_ref();
+            request
+                .is_some_and(|request| request["call_id"] == call.id.as_str() && request["tool"] == call.name.as_str())
+        };
+        let Some(entry) = journal.find(step).await?.filter(is_this) else { return Ok(None) };
+        match known(&entry, plan.policy()) {
+            Known::Result(text) => Ok(Some(text)),
+            Known::Lost => {
+                journal.end(step, StepStatus::Unknown, None).await?;
+                Ok(Some(UNKNOWN.to_owned()))
+            }
+            Known::Nothing => Ok(None),
+        }
+    }
+
     async fn call(&self, step: &str, call: &ToolCall, tool: &dyn Tool, arguments: Value) -> Result<String, TurnError> {
         let journal = &self.context.journal;
         let policy = tool.policy();
         let asked = hash(format!("{}\n{arguments}", call.name).as_bytes());
-        if let Some(entry) = journal.find(step).await?.filter(|entry| entry.request_hash == asked) {
-            match known(&entry, policy) {
-                Known::Result(text) => return Ok(text),
-                Known::Lost => {
-                    journal.end(step, StepStatus::Unknown, None).await?;
-                    return Ok(UNKNOWN.to_owned());
-                }
-                Known::Nothing => {}
-            }
-        }
         let request = serde_json::json!({ "call_id": call.id, "tool": call.name, "arguments": arguments });
         journal.begin(step, StepKind::Tool, &asked, Some(request)).await?;
         let context = ToolContext {

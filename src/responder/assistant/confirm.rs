@@ -11,13 +11,22 @@ use uuid::Uuid;
 use super::plan::Plan;
 use crate::message::{Button, Peer, ReplyMessage, Timestamp};
 use crate::model::{ModelResponse, ToolCall};
-use crate::responder::journal::Fault;
+use crate::responder::journal::{Fault, hash};
 use crate::responder::{NewUserMessage, TurnContext, TurnError, TurnRequest};
-use crate::store::{Action, ActionStatus, NewAction, Store, StoreError};
+use crate::store::{Action, ActionStatus, NewAction, StepKind, Store, StoreError};
 use crate::tool::Toolbox;
 
 /// How long a question waits for its answer.
 const EXPIRES_AFTER: Duration = Duration::from_secs(60 * 60);
+
+/// The step that is begun before anything is decided.
+const DECISION_STEP: &str = "decision";
+
+/// How the names of the steps of a confirmed call begin.
+const CONFIRMED_TOOL_STEP: &str = "confirmed.tool.";
+
+/// Attempts at a turn in which a tool that is away may come back, as an MCP server that is being started.
+const ATTEMPTS_FOR_TOOL: u32 = 3;
 
 /// The words that answer a question where exactly one waits.
 const YES: [&str; 6] = ["yes", "y", "ok", "okay", "confirm", "yes please"];
@@ -58,16 +67,17 @@ impl Confirmations<'_> {
     pub(super) async fn decide(&self) -> Result<Decided, TurnError> {
         let Some(store) = self.context.journal.store() else { return Ok(Decided::Nothing) };
         let Some(message) = self.request.messages.last() else { return Ok(Decided::Nothing) };
-        let (id, turn_id) = (self.request.conversation.id, self.context.turn_id);
+        let (id, turn_id) = (self.request.conversation.id, self.context.journal.turn_id());
         let open = self.found(store.open_actions(id, turn_id).await)?;
         // An earlier attempt of this turn has decided: what it began is to be ended.
         let decided = |action: &&Action| matches!(action.status, ActionStatus::Approved | ActionStatus::Rejected);
         if let Some(action) = open.iter().find(decided) {
-            return Ok(self.agreed(action.clone()));
+            return self.agreed(action.clone()).await;
         }
-        match judge(message, &self.request.conversation.key.peer, &open) {
+        match judge(message, self.request.messages.len() == 1, &self.request.conversation.key.peer, &open) {
             Judgement::Nothing => Ok(Decided::Nothing),
             Judgement::Cancel => {
+                self.announce().await?;
                 for action in open.iter().filter(|action| may_decide(action, message)) {
                     self.settle(store, &action.id, ActionStatus::Cancelled).await?;
                 }
@@ -90,10 +100,11 @@ impl Confirmations<'_> {
         if !may_decide(&action, message) {
             return Ok(Decided::Notice { text: NOT_YOURS, spent: false });
         }
+        self.announce().await?;
         let Some(action) = self.settle(store, id, decision).await? else { return Ok(spent(GONE)) };
-        let ours = action.decided_turn_id == Some(self.context.turn_id);
+        let ours = action.decided_turn_id == Some(self.context.journal.turn_id());
         match action.status {
-            ActionStatus::Approved | ActionStatus::Rejected if ours => Ok(self.agreed(action)),
+            ActionStatus::Approved | ActionStatus::Rejected if ours => self.agreed(action).await,
             ActionStatus::Approved => Ok(spent(APPROVED_ALREADY)),
             ActionStatus::Rejected => Ok(spent(REJECTED_ALREADY)),
             ActionStatus::Expired => Ok(spent(EXPIRED)),
@@ -101,22 +112,35 @@ impl Confirmations<'_> {
         }
     }
 
-    /// The arguments are checked once more: the tool may have changed since the question.
-    fn agreed(&self, action: Action) -> Decided {
+    /// Before anything is decided: what is decided is an effect, and only the partition's owner may have any. What was read
+    /// before is only decided by whoever was the owner then, or is found decided.
+    async fn announce(&self) -> Result<(), TurnError> {
+        self.context.journal.begin(DECISION_STEP, StepKind::Step, &hash(b""), None).await
+    }
+
+    /// The arguments are checked once more: the tool may have changed since the question. One that is away may come back.
+    async fn agreed(&self, action: Action) -> Result<Decided, TurnError> {
         let arguments = self.toolbox.validate(&action.tool, &action.arguments);
+        let is_called = self.context.journal.any(|entry| entry.step.starts_with(CONFIRMED_TOOL_STEP)).await;
         let plan = match (action.status, self.toolbox.get(&action.tool), arguments) {
             (ActionStatus::Approved, Some(tool), Ok(arguments)) => Plan::Run(tool, arguments),
             (ActionStatus::Approved, Some(_), Err(sentence)) => Plan::Refuse(format!("Not called: {sentence}")),
+            (ActionStatus::Approved, None, _) if !is_called && self.context.attempt < ATTEMPTS_FOR_TOOL => {
+                return Err(TurnError::Retryable {
+                    message: "the tool agreed to is not there".to_owned(),
+                    after: None,
+                });
+            }
             (ActionStatus::Approved, None, _) => Plan::Refuse("Not called: there is no such tool any more.".to_owned()),
             _ => Plan::Refuse(REJECTED.to_owned()),
         };
         // A call id of its own: that of the question was answered with "not yet".
         let call = ToolCall { id: format!("call_{}", action.id), name: action.tool, arguments: action.arguments };
-        Decided::Call { call, plan }
+        Ok(Decided::Call { call, plan })
     }
 
     async fn settle(&self, store: &Store, id: &str, decision: ActionStatus) -> Result<Option<Action>, TurnError> {
-        self.found(store.decide_action(id, decision, self.context.turn_id, Timestamp::now()).await)
+        self.found(store.decide_action(id, decision, self.context.journal.turn_id(), Timestamp::now()).await)
     }
 
     fn found<T>(&self, found: Result<T, StoreError>) -> Result<T, TurnError> {
@@ -183,14 +207,14 @@ enum Judgement {
     Cancel,
 }
 
-/// A button counts by what it carries. A bare word counts only from whoever was asked, where exactly one question waits and
-/// nobody else can have meant something else by it. Anything else that whoever was asked says is a new subject.
-fn judge(message: &NewUserMessage, peer: &Peer, open: &[Action]) -> Judgement {
+/// A button counts by what it carries. A bare word counts only alone and from whoever was asked, where exactly one question
+/// waits and nobody else can have meant something else by it. Anything else that whoever was asked says is a new subject.
+fn judge(message: &NewUserMessage, alone: bool, peer: &Peer, open: &[Action]) -> Judgement {
     if let Some((id, decision)) = message.message.payload.as_deref().and_then(pressed) {
         return Judgement::Answer { id: id.to_owned(), decision };
     }
     let private = matches!(peer, Peer::User(_) | Peer::Conversation(_));
-    if let ([action], true) = (open, private)
+    if let ([action], true) = (open, private && alone)
         && may_decide(action, message)
         && let Some(decision) = word(&message.message.text)
     {
@@ -262,6 +286,7 @@ mod tests {
         let (none, one, two) = (vec![], vec![action("1")], vec![action("1"), action("2")]);
         let answer = |id: &str, decision| Judgement::Answer { id: id.to_owned(), decision };
         let (approved, rejected) = (ActionStatus::Approved, ActionStatus::Rejected);
+        assert_eq!(judge(&said("ann", "yes", None), false, &ann, &one), Judgement::Cancel, "beside other words");
         for (message, peer, open, expected) in [
             (said("ann", "Yes", Some("confirm:1")), &ann, &two, answer("1", approved)),
             (said("bob", "No", Some("decline:1")), &group, &one, answer("1", rejected)),
@@ -276,7 +301,7 @@ mod tests {
             (said("ann", "yes", None), &ann, &none, Judgement::Nothing),
             (said("ann", "Other", Some("menu")), &ann, &one, Judgement::Cancel),
         ] {
-            assert_eq!(judge(&message, peer, open), expected, "{message:?}");
+            assert_eq!(judge(&message, true, peer, open), expected, "{message:?}");
         }
     }
 }

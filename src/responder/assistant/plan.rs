@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::model::{ToolCall, ToolSpec};
-use crate::tool::{Tool, Toolbox};
+use crate::tool::{Effects, OnUnknown, Tool, ToolPolicy, Toolbox};
 
 /// Tool calls in one turn.
 pub const CALLS_MAX: usize = 16;
@@ -28,6 +28,18 @@ pub(super) enum Plan {
     /// A person is asked first.
     Confirm,
     Run(Arc<dyn Tool>, Value),
+}
+
+impl Plan {
+    /// What the tool says of itself; of one that is not to be run, nothing good is known.
+    pub(super) fn policy(&self) -> ToolPolicy {
+        match self {
+            Self::Run(tool, _) => tool.policy(),
+            Self::Refuse(_) | Self::Confirm => {
+                ToolPolicy { on_unknown: OnUnknown::Fail, ..ToolPolicy::of(Effects::Destructive) }
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Plan {

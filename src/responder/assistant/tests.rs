@@ -281,7 +281,7 @@ async fn a_crash_at_any_point_repeats_nothing_that_was_recorded() {
 }
 
 fn durable(turn_id: Uuid, store: &Store, owner: Ownership) -> TurnContext {
-    TurnContext { journal: Journal::durable(turn_id, store.clone(), owner), ..TurnContext::new(turn_id) }
+    TurnContext { journal: Journal::durable(turn_id, store.clone(), owner, None), ..TurnContext::new(turn_id) }
 }
 
 /// Runs a future for at most so many polls, then drops it.
