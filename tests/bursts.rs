@@ -130,6 +130,10 @@ async fn burst(policy: &str, quiet: &str) -> (Deployment, Seen) {
     for n in 1..=MESSAGES {
         pace.tick().await;
         deployment.telegram.send(CHAT, &message(CHAT, n));
+        if policy == "interrupt" && n == 1 {
+            // Else a slow machine has interrupted it as often as it may before the model is asked at all.
+            deployment.model.wait_for_call(&message(CHAT, 1), PATIENCE).await;
+        }
     }
     deployment.settled(MESSAGES as usize, Duration::from_secs(120)).await;
     let seen = Seen::of(&deployment).await;

@@ -362,6 +362,7 @@ mod tests {
         event_stream_began();
         event_stream_closed();
         event_stream_ended("done");
+        budget_refusal("support");
 
         let page = metrics.render();
         for (name, help) in COUNTERS.iter().chain(GAUGES).chain(HISTOGRAMS).chain(SIZES) {
