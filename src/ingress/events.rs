@@ -16,31 +16,32 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
-use schemars::{JsonSchema, SchemaGenerator};
 use serde::Serialize;
-use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use uuid::Uuid;
 
 use self::pipe::{CutOff, Writer, pipe};
 use self::place::{Place, Step, Taken};
+use self::wire::{Delta, Done, Outcome, ToolCall};
 use super::extract::{Parameters, Segment};
 use super::problem::Problem;
-use super::turns::{OfDevice, Queued, TurnFacts, TurnView};
+use super::turns::{OfDevice, Queued};
 use super::{Ingress, RETRY_AFTER_SECONDS, Shared, turns};
-use crate::message::TerminalState;
-use crate::stream::{Progress, Publisher, ToolState};
+use crate::stream::{Progress, Publisher};
 use crate::telemetry::{chain, metric};
 
 mod pipe;
 mod place;
+mod wire;
 
-/// A comment this often keeps proxies from closing a silent connection; the turn's process is told as often that somebody
-/// still watches.
+pub(super) use wire::schemas;
+
+/// A comment this often keeps proxies from closing a silent connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// The notice of a finished turn can be lost, so the ledger is looked at this often as well.
+/// The notice of a finished turn can be lost, so the ledger is looked at this often as well, and whichever process runs the
+/// turn by now is told that somebody watches.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The whole of a run is asked for at most this often.
@@ -248,18 +249,20 @@ impl Events {
                 }
                 _ = keep_alive.tick() => {
                     self.writer.write(Bytes::from_static(b": still here\n\n"))?;
-                    self.publisher.watch_turn(self.turn_id, false).await;
                     continue;
                 }
                 Some(_) = notices.next() => {}
-                _ = look.tick() => {}
+                _ = look.tick() => {
+                    // Another process may run the turn by now.
+                    self.publisher.watch_turn(self.turn_id, false).await;
+                }
             }
             if let Some(outcome) = self.outcome(ingress).await {
                 // What came before the notice comes before the outcome.
                 while let Some(Some(piece)) = progress.next().now_or_never() {
                     self.show(&piece.payload).await?;
                 }
-                return self.conclude(&outcome);
+                return self.conclude(&outcome).await;
             }
         }
     }
@@ -302,96 +305,29 @@ impl Events {
         Some(Outcome::of(view))
     }
 
-    fn conclude(&mut self, outcome: &Outcome) -> Result<(), Ended> {
-        if self.place != Place::Outcome {
-            self.say(outcome.event(), Place::Outcome, outcome)?;
-        }
-        self.say("done", Place::Done, &Done { turn_id: self.turn_id })?;
+    /// The outcome may be larger than what is kept for a slow client, so it waits until everything before it was read.
+    async fn conclude(&mut self, outcome: &Outcome) -> Result<(), Ended> {
+        tokio::time::timeout(READ_END, self.writer.drained()).await.map_err(|_| Ended::Slow)?;
+        let last = match self.place {
+            Place::Outcome => String::new(),
+            _ => event(outcome.event(), Place::Outcome, outcome),
+        };
+        self.place = Place::Done;
+        let done = event("done", Place::Done, &Done { turn_id: self.turn_id });
+        self.writer.write(Bytes::from(last + &done))?;
         Ok(())
     }
 
     fn say(&mut self, event: &str, place: Place, data: &impl Serialize) -> Result<(), CutOff> {
         self.place = place;
-        // JSON as it is written here has no line breaks, so one line of data holds it. Nothing here fails to be written.
-        let data = serde_json::to_string(data).unwrap_or_default();
-        self.writer.write(Bytes::from(format!("event: {event}\nid: {place}\ndata: {data}\n\n")))
+        self.writer.write(Bytes::from(self::event(event, place, data)))
     }
 }
 
-/// More text of the answer that is being made.
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "DeltaEvent")]
-struct Delta {
-    text: String,
-    /// Everything before this text is void.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    reset: bool,
-}
-
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "ToolEvent")]
-struct ToolCall {
-    name: String,
-    state: ToolState,
-}
-
-/// Nothing more comes.
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "DoneEvent")]
-struct Done {
-    turn_id: Uuid,
-}
-
-/// The last thing to say about a turn, as `GET /v1/turns/{turn_id}` shows it.
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-enum Outcome {
-    Reply(Box<TurnView>),
-    Error(Box<Failure>),
-}
-
-/// An error keeps the turn's members beside those of the problem.
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "ErrorEvent")]
-struct Failure {
-    turn_status: TerminalState,
-    #[serde(flatten)]
-    facts: TurnFacts,
-    #[serde(flatten)]
-    problem: Problem,
-}
-
-impl Outcome {
-    fn of(view: TurnView) -> Self {
-        let problem = match view.status {
-            TerminalState::DeadLettered => Problem::new(500, "dead-lettered", "The message could not be answered."),
-            TerminalState::Rejected => {
-                Problem::new(409, "rejected", "The message was not taken: an earlier one was being answered.")
-            }
-            _ => return Self::Reply(Box::new(view)),
-        };
-        Self::Error(Box::new(Failure { turn_status: view.status, facts: view.facts, problem }))
-    }
-
-    const fn event(&self) -> &'static str {
-        match self {
-            Self::Reply(_) => "reply",
-            Self::Error(_) => "error",
-        }
-    }
-}
-
-/// The events by their names, and what their data looks like.
-pub(super) fn schemas(generator: &mut SchemaGenerator) -> [(String, Value); 6] {
-    [
-        ("accepted", generator.subschema_for::<Queued>()),
-        ("delta", generator.subschema_for::<Delta>()),
-        ("tool", generator.subschema_for::<ToolCall>()),
-        ("reply", generator.subschema_for::<TurnView>()),
-        ("error", generator.subschema_for::<Failure>()),
-        ("done", generator.subschema_for::<Done>()),
-    ]
-    .map(|(name, schema)| (name.to_owned(), schema.to_value()))
+/// One event. JSON as it is written here has no line breaks, so one line of data holds it; and nothing here fails to be written.
+fn event(name: &str, place: Place, data: &impl Serialize) -> String {
+    let data = serde_json::to_string(data).unwrap_or_default();
+    format!("event: {name}\nid: {place}\ndata: {data}\n\n")
 }
 
 #[cfg(test)]
