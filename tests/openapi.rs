@@ -62,7 +62,7 @@ async fn the_description_is_sound_and_names_the_routes_there_are() {
             );
         }
         // The router itself says which methods it takes.
-        let url = api.deployment.turnwise.url(&path.replace('{', "").replace('}', ""));
+        let url = api.deployment.turnwise.url(&path.replace(['{', '}'], ""));
         let refused = http_client().request(Method::from_bytes(b"BREW").unwrap(), url).send().await.unwrap();
         let allowed = refused.headers()[header::ALLOW].to_str().unwrap().to_lowercase();
         let allowed: BTreeSet<&str> = allowed.split(',').filter(|method| *method != "head").collect();

@@ -14,6 +14,7 @@ use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::access::Caller;
@@ -46,7 +47,7 @@ pub(super) fn routes() -> Routes {
             .security(Security::Key)
             .header(
                 "Idempotency-Key",
-                "Of an agent's message: the same key with the same body stands for the same one.",
+                "The same key with the same body, in the same conversation, stands for the same messages.",
             )
             .body::<Posted>(body::JSON)
             .answer::<Stored>(201, "What was stored: the agent's message as a turn, or the imported messages.")
@@ -69,12 +70,13 @@ async fn post(
     let body = ingress.object(&headers, body, body::JSON).await?;
     let posted = Posted::read(&body)?;
     let key = idempotency_key(&headers)?;
+    let request = key.map(|key| Keyed { key: format!("key {key}"), fingerprint: fingerprint(body) });
     let conversation = ingress.visible(&access, &id, None).await?;
     match posted {
-        Posted { messages: Some(messages), .. } => ingress.import(&conversation, messages).await,
+        Posted { messages: Some(messages), .. } => ingress.import(&conversation, messages, request.as_ref()).await,
         Posted { content, messages: None } => {
             let content = content.unwrap_or_default();
-            let said = ingress.say(&conversation, &content, key.as_deref(), &fingerprint(body)).await?;
+            let said = ingress.say(&conversation, &content, request.as_ref()).await?;
             drop(permit);
             said.answer(&ingress).await
         }
@@ -192,42 +194,66 @@ enum Stored {
 }
 
 impl Ingress {
-    async fn import(&self, conversation: &Conversation, messages: Vec<Imported>) -> Result<Response, Problem> {
+    /// Under an idempotency key the first message has an id made from it, so that the same import again finds the first one.
+    async fn import(
+        &self,
+        conversation: &Conversation,
+        messages: Vec<Imported>,
+        request: Option<&Keyed>,
+    ) -> Result<Response, Problem> {
         let now = Timestamp::now();
-        let messages = messages.into_iter().map(|message| message.into_message(now)).collect();
+        let mut messages: Vec<NewMessage> = messages.into_iter().map(|message| message.into_message(now)).collect();
+        if let (Some(request), Some(first)) = (request, messages.first_mut()) {
+            first.id = import_id(self.claim(conversation, request, now).await?);
+        }
         let stored = self.store.append_messages(conversation.id, messages, now).await;
         let messages = stored.map_err(|error| store_problem(&error))?.ok_or_else(not_found)?;
         Ok(answer(201, &Stored::Imported { conversation_id: conversation.id, messages }))
     }
 
-    async fn say(
-        &self,
-        conversation: &Conversation,
-        content: &str,
-        key: Option<&str>,
-        fingerprint: &str,
-    ) -> Result<Said, Problem> {
+    async fn say(&self, conversation: &Conversation, content: &str, request: Option<&Keyed>) -> Result<Said, Problem> {
         if conversation.status == ConversationStatus::Closed {
             return Err(Problem::new(409, "closed", "The conversation is closed. Open it again first."));
         }
         self.check_stream()?;
-        let turn_id = Uuid::now_v7();
-        let scope = format!("{}/agents", conversation.key.bot);
-        let key = key.map_or_else(|| format!("turn {turn_id}"), |key| format!("key {key}"));
         let now = Timestamp::now();
-        let claim = self.store.claim_idempotency_key(&scope, &key, fingerprint, turn_id, conversation.id, now).await;
-        let turn_id = match claim.map_err(|error| store_problem(&error))? {
-            IdempotencyClaim::Granted { turn_id, .. } => turn_id,
-            IdempotencyClaim::Conflict => {
-                let detail = "was used for a request with another body; a new request needs a new key.";
-                return Err(Problem::field(422, "Idempotency-Key", detail));
-            }
-        };
+        let unkeyed = Keyed { key: format!("turn {}", Uuid::now_v7()), fingerprint: String::new() };
+        let turn_id = self.claim(conversation, request.unwrap_or(&unkeyed), now).await?;
         // Listening begins before publishing, so that the notice cannot come in between.
         let notices = self.connection.client.subscribe(self.connection.names.turn_notice(turn_id)).await.ok();
         self.publish(&web::accept_agent(conversation, turn_id, content, now)).await?;
         Ok(Said { conversation_id: conversation.id, turn_id, notices })
     }
+
+    /// The turn that the key stands for: a new one, or that of the same request before.
+    async fn claim(&self, conversation: &Conversation, request: &Keyed, now: Timestamp) -> Result<Uuid, Problem> {
+        let scope = format!("{}/agents", conversation.key.bot);
+        let Keyed { key, fingerprint } = request;
+        let claim =
+            self.store.claim_idempotency_key(&scope, key, fingerprint, Uuid::now_v7(), conversation.id, now).await;
+        match claim.map_err(|error| store_problem(&error))? {
+            // The body says nothing of the conversation, which the address names.
+            IdempotencyClaim::Granted { turn_id, conversation_id } if conversation_id == conversation.id => Ok(turn_id),
+            IdempotencyClaim::Granted { .. } | IdempotencyClaim::Conflict => {
+                let detail = "was used for another request; a new request needs a new key.";
+                Err(Problem::field(422, "Idempotency-Key", detail))
+            }
+        }
+    }
+}
+
+/// A request that may come again.
+struct Keyed {
+    key: String,
+    fingerprint: String,
+}
+
+/// No turn's id, for there is no turn: UUIDv8 (RFC 9562, 5.8).
+fn import_id(claimed: Uuid) -> Uuid {
+    let digest = Sha256::digest(claimed.as_bytes());
+    let mut head = [0; 16];
+    head.copy_from_slice(&digest[..16]);
+    uuid::Builder::from_custom_bytes(head).into_uuid()
 }
 
 /// An agent's message that is on the stream.

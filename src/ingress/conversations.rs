@@ -91,7 +91,7 @@ struct ListQuery {
 #[derive(Debug, Serialize, JsonSchema)]
 struct ConversationsPage {
     conversations: Vec<ConversationView>,
-    /// For the next page; null on the last one.
+    /// For the next page, which may be empty; null when there is none.
     next_cursor: Option<String>,
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::body::not_null;
+use super::chat::request::uuid;
 use super::extract::{Parameters, Segment};
 use super::openapi::{Operation, Routes, Security};
 use super::problem::Problem;
@@ -77,7 +78,7 @@ pub(super) async fn find(
     headers: &HeaderMap,
 ) -> Result<Found, Problem> {
     let access = ingress.access(headers)?;
-    let turn_id = Uuid::parse_str(turn_id).map_err(|_| Problem::field(400, "turn_id", "must be a UUID."))?;
+    let turn_id = uuid(turn_id).ok_or_else(|| Problem::field(400, "turn_id", "must be a UUID."))?;
     let turn = ingress.store.turn(turn_id).await.map_err(|error| store_problem(&error))?;
     let claimed = ingress.store.claimed_turn(turn_id).await.map_err(|error| store_problem(&error))?;
     let conversation_id = turn.as_ref().and_then(|turn| turn.conversation_id).or(claimed).ok_or_else(not_found)?;

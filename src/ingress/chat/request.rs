@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
+use uuid::fmt::Hyphenated;
 
 use super::Identified;
 use crate::channel::Verified;
@@ -183,7 +184,12 @@ pub(in crate::ingress) fn fingerprint(body: Map<String, Value>) -> String {
 }
 
 pub(in crate::ingress) fn conversation_id(text: &str) -> Result<Uuid, Problem> {
-    Uuid::parse_str(text).map_err(|_| Problem::field(400, "conversation_id", "must be a UUID."))
+    uuid(text).ok_or_else(|| Problem::field(400, "conversation_id", "must be a UUID."))
+}
+
+/// With hyphens, as they are given out: other spellings of the same id are taken for mistakes.
+pub(in crate::ingress) fn uuid(text: &str) -> Option<Uuid> {
+    text.parse().ok().map(Hyphenated::into_uuid)
 }
 
 pub(in crate::ingress) fn check_device_id(device_id: &str) -> Result<(), Problem> {
