@@ -342,11 +342,17 @@ async fn bodies_of_other_kinds_and_unknown_fields_are_refused() {
     for headers in [&[][..], &[("content-type", "application/merge-patch+json")]] {
         assert_eq!(send(Method::PATCH, &one, headers, "{\"assignee\":\"kim\"}").await.status(), StatusCode::OK);
     }
-    for path in ["/healthz", "/readyz", "/metrics", "/openapi.json"] {
-        let head = http_client().head(deployment.turnwise.url(path)).send().await.unwrap();
+    // Also where the body would go on for as long as the turn does.
+    deployment.model.hold("slow");
+    let running = chat(&deployment, Some(WEB_KEY), &say("shop", "phone", "slow")).header("Prefer", "respond-async");
+    let running = running.send().await.unwrap().json::<Value>().await.unwrap();
+    let events = format!("{}/events", running["url"].as_str().unwrap());
+    for path in ["/healthz", "/readyz", "/metrics", "/openapi.json", &events, &one] {
+        let head = keyed(&deployment, Method::HEAD, path).send().await.unwrap();
         assert_eq!(head.status(), StatusCode::OK, "HEAD {path}");
         assert_eq!(head.bytes().await.unwrap().len(), 0, "HEAD {path} has no body");
     }
+    deployment.model.release("slow");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

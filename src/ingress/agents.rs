@@ -272,7 +272,7 @@ impl Said {
         };
         match turn {
             Some(turn) => Ok(answer(201, &Stored::Said(Box::new(turns::view(ingress, &turn).await?)))),
-            None => Ok(answer(202, &Queued::new(self.conversation_id, self.turn_id, None))),
+            None => Ok(Queued::new(self.conversation_id, self.turn_id, None).accepted()),
         }
     }
 }

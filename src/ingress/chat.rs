@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::Subscriber;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::HeaderMap;
 use axum::response::Response;
 use futures_util::StreamExt as _;
 use tokio::time::Instant;
@@ -267,7 +267,7 @@ impl Queued {
                 body.facts.trace_id.clone_from(&self.trace_id);
                 answer(200, &body)
             }
-            None => self.accepted(),
+            None => self.view().accepted(),
         };
         if let Some(applied) = self.preference.applied() {
             response.headers_mut().insert("preference-applied", applied);
@@ -277,16 +277,6 @@ impl Queued {
 
     fn view(&self) -> QueuedView {
         QueuedView::new(self.turn.conversation_id, self.turn.turn_id, self.trace_id.clone())
-    }
-
-    fn accepted(&self) -> Response {
-        let view = self.view();
-        let mut response = answer(202, &view);
-        if let Ok(location) = HeaderValue::from_str(&view.url) {
-            response.headers_mut().insert("location", location);
-        }
-        response.headers_mut().insert("retry-after", HeaderValue::from(RETRY_AFTER_SECONDS));
-        response
     }
 }
 

@@ -1,7 +1,7 @@
 //! `GET /v1/turns/{turn_id}`, and how a turn looks to API callers.
 
 use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use super::chat::request::uuid;
 use super::extract::{Parameters, Segment};
 use super::openapi::{Operation, Routes, Security};
 use super::problem::Problem;
-use super::{Ingress, Shared, events, json as answer, store_problem};
+use super::{Ingress, RETRY_AFTER_SECONDS, Shared, events, json as answer, store_problem};
 use crate::message::{Role, TerminalState, Timestamp};
 use crate::store::{Action, ActionStatus, DeliveryRow, StoredMessage, Turn};
 
@@ -103,7 +103,7 @@ pub(super) struct Queued {
     turn_id: Uuid,
     status: QueuedStatus,
     /// Where to ask for the outcome.
-    pub(super) url: String,
+    url: String,
     /// Of the request that brought the message.
     pub(super) trace_id: Option<String>,
 }
@@ -119,6 +119,16 @@ impl Queued {
     pub(super) fn new(conversation_id: Uuid, turn_id: Uuid, trace_id: Option<String>) -> Self {
         let url = format!("/v1/turns/{turn_id}");
         Self { conversation_id, turn_id, status: QueuedStatus::Queued, url, trace_id }
+    }
+
+    /// 202, and where to ask for the outcome.
+    pub(super) fn accepted(&self) -> Response {
+        let mut response = answer(202, self);
+        if let Ok(location) = HeaderValue::from_str(&self.url) {
+            response.headers_mut().insert(header::LOCATION, location);
+        }
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+        response
     }
 }
 
