@@ -271,6 +271,13 @@ async fn people_speak_and_bring_history_along_once_each() {
         assert_eq!(imported.status, StatusCode::CREATED, "{imported:?}");
     }
     assert_eq!(messages(&ids[1]).await.len(), 6);
+
+    // What was brought along is what the model is told next.
+    post(&deployment.turnwise, &say("tablet", "Do you remember?")).await;
+    deployment.model.log(|log| {
+        let told = &log.calls.last().unwrap().history;
+        assert_eq!(told.iter().filter(|line| *line == "I wrote to you last year.").count(), 2, "{told:?}");
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

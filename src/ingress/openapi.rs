@@ -266,7 +266,10 @@ impl Schemas {
 
     fn components(mut self) -> Map<String, Value> {
         let mut components = self.read.take_definitions(true);
-        components.extend(self.written.take_definitions(true));
+        for (name, written) in self.written.take_definitions(true) {
+            let read = components.insert(name, written.clone());
+            debug_assert!(read.is_none_or(|read| read == written), "two types of one name");
+        }
         components
     }
 
