@@ -14,11 +14,12 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::Method;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
+use serde::Serialize;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use self::limit::Limits;
 use self::problem::Problem;
 use crate::channel::{self, Answer, Verified};
 use crate::config::{Bot, Config, Secret};
@@ -30,12 +31,16 @@ use crate::telemetry::{self, chain, metric};
 
 mod access;
 mod agents;
+mod body;
 mod chat;
 mod conversations;
 mod cors;
 mod events;
 mod extract;
+mod headers;
 mod health;
+mod limit;
+mod openapi;
 mod page;
 mod problem;
 mod turns;
@@ -66,10 +71,12 @@ pub struct Ingress {
     platforms: Arc<Platforms>,
     bots: BTreeMap<String, Bot>,
     console_token: Option<Secret>,
+    public_url: Option<String>,
     max_body_bytes: usize,
     metrics: metric::Metrics,
     requests: Semaphore,
     waiting: Arc<Semaphore>,
+    limits: Limits,
     /// Cancelled when the process begins to stop: not ready any more.
     draining: CancellationToken,
     /// Cancelled when no more turns will finish here: nobody waits any longer.
@@ -102,10 +109,12 @@ impl Ingress {
             platforms,
             bots: config.bots.clone(),
             console_token: config.console.token.clone(),
+            public_url: config.http.public_url.clone(),
             max_body_bytes: config.http.max_body_bytes,
             metrics,
             requests: Semaphore::new(REQUESTS_MAX),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
+            limits: Limits::new(tokio::time::Instant::now()),
             draining,
             closing,
         }
@@ -114,14 +123,16 @@ impl Ingress {
 
 /// The routes. Without `messages` only those that every role has: health and metrics.
 pub fn router(ingress: Arc<Ingress>, messages: bool) -> Router {
-    let mut router = Router::new()
-        .route("/healthz", get(health::alive))
-        .route("/readyz", get(health::ready))
-        .route("/metrics", get(health::metrics));
+    let mut routes = health::routes();
+    let mut pages = Router::new();
     if messages {
-        router = router.merge(webhooks::routes()).merge(chat::routes()).merge(page::routes());
+        let talk = chat::routes().merge(turns::routes()).merge(conversations::routes());
+        routes = routes.merge(webhooks::routes()).merge(talk);
+        pages = page::routes();
     }
-    router
+    routes
+        .described(ingress.public_url.as_deref())
+        .merge(pages)
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&ingress), cors::allow))
@@ -279,8 +290,9 @@ fn store_problem(error: &StoreError) -> Problem {
 
 type Shared = State<Arc<Ingress>>;
 
-fn json(status: u16, body: &serde_json::Value) -> Response {
+fn json(status: u16, body: &impl Serialize) -> Response {
     let headers = [("content-type", "application/json"), ("cache-control", "no-store")];
     let status = axum::http::StatusCode::from_u16(status).unwrap_or(axum::http::StatusCode::INTERNAL_SERVER_ERROR);
-    (status, headers, body.to_string()).into_response()
+    // Nothing that is answered here fails to be written.
+    (status, headers, serde_json::to_string(body).unwrap_or_default()).into_response()
 }

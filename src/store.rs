@@ -414,6 +414,7 @@ impl Store {
     }
 
     /// Appends messages outside of any turn, all or none, with the next ordinals. `None` when there is no such conversation.
+    /// Where the first one is stored already, nothing is written, and what was stored with it is the answer.
     ///
     /// # Errors
     /// As [`StoreError::Query`].

@@ -223,6 +223,64 @@ async fn conversations_and_their_messages_outlive_the_process() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn people_speak_and_bring_history_along_once_each() {
+    let deployment = start().await;
+    let mut ids = Vec::new();
+    for device in ["phone", "tablet"] {
+        let answer = post(&deployment.turnwise, &say(device, "hello")).await;
+        ids.push(answer.body["conversation_id"].as_str().unwrap().to_owned());
+    }
+    let add = async |id: &str, key: &str, body: &Value| {
+        let request = request(&deployment.turnwise, Method::POST, &format!("/v1/conversations/{id}/messages"));
+        Answer::of(request.header("Idempotency-Key", key).json(body)).await
+    };
+    let said = json!({ "content": "This is Kim." });
+    let history = json!({ "messages": [
+        { "role": "user", "content": "I wrote to you last year.", "created_at": "2025-11-21T09:00:00Z" },
+        { "role": "assistant", "content": "And we answered." },
+    ] });
+    let first = (add(&ids[0], "k1", &said).await, add(&ids[0], "k2", &history).await);
+    let again = (add(&ids[0], "k1", &said).await, add(&ids[0], "k2", &history).await);
+    assert_eq!((first.0.status, first.1.status), (StatusCode::CREATED, StatusCode::CREATED), "{first:?}");
+    assert_eq!((&first.0.body["turn_id"], &first.1.body), (&again.0.body["turn_id"], &again.1.body), "{again:?}");
+    assert_eq!(first.1.body["messages"][0]["created_at"], "2025-11-21T09:00:00Z");
+    // The key stands for what was said in that conversation.
+    for (id, key, body) in [(&ids[1], "k1", &said), (&ids[1], "k2", &history), (&ids[0], "k1", &history)] {
+        add(id, key, body).await.assert_problem(StatusCode::UNPROCESSABLE_ENTITY, Some("Idempotency-Key"));
+    }
+    let messages = async |id: &str| {
+        let page = get(&deployment.turnwise, &format!("/v1/conversations/{id}/messages")).await;
+        let messages = page.body["messages"].as_array().unwrap().clone();
+        let shown = messages.iter().map(|message| format!("{}: {}", message["author"], message["content"]));
+        shown.map(|shown| shown.replace('"', "")).collect::<Vec<_>>()
+    };
+    let expected = [
+        "user: hello",
+        "bot: re: hello",
+        "agent: This is Kim.",
+        "import: I wrote to you last year.",
+        "import: And we answered.",
+    ];
+    assert_eq!(messages(&ids[0]).await, expected);
+    assert_eq!(messages(&ids[1]).await, expected[..2]);
+
+    // Without a key each request is one of its own.
+    let path = format!("/v1/conversations/{}/messages", ids[1]);
+    for _ in 0..2 {
+        let imported = Answer::of(request(&deployment.turnwise, Method::POST, &path).json(&history)).await;
+        assert_eq!(imported.status, StatusCode::CREATED, "{imported:?}");
+    }
+    assert_eq!(messages(&ids[1]).await.len(), 6);
+
+    // What was brought along is what the model is told next.
+    post(&deployment.turnwise, &say("tablet", "Do you remember?")).await;
+    deployment.model.log(|log| {
+        let told = &log.calls.last().unwrap().history;
+        assert_eq!(told.iter().filter(|line| *line == "I wrote to you last year.").count(), 2, "{told:?}");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_nats_callers_are_told_to_come_back_and_can() {
     const CHAT: i64 = 11;
     let mut deployment = start().await;

@@ -277,6 +277,125 @@ async fn bodies_that_are_too_long_too_slow_or_not_text() {
     assert_eq!(answer.json::<Value>().await.unwrap()["reply"]["content"], "re: before");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_of_other_kinds_and_unknown_fields_are_refused() {
+    let deployment = start().await;
+    let answered = chat(&deployment, Some(WEB_KEY), &say("shop", "phone", "hello")).send().await.unwrap();
+    let id = answered.json::<Value>().await.unwrap()["conversation_id"].as_str().unwrap().to_owned();
+    let before = everything_stored(&deployment).await;
+    let send = async |method: Method, path: &str, headers: &[(&'static str, &str)], body: &str| {
+        let request = keyed(&deployment, method, path).body(body.to_owned());
+        headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).send().await.unwrap()
+    };
+    let body = say("shop", "phone", "hello").to_string();
+    for (name, value) in [
+        ("content-type", "text/plain"),
+        ("content-type", "application/x-www-form-urlencoded"),
+        ("content-type", "application/merge-patch+json"),
+        ("content-type", ""),
+        ("content-encoding", "gzip"),
+    ] {
+        assert_problem(send(Method::POST, "/v1/chat", &[(name, value)], &body).await, 415).await;
+    }
+    let (one, messages) = (format!("/v1/conversations/{id}"), format!("/v1/conversations/{id}/messages"));
+    assert_problem(send(Method::PATCH, &one, &[("content-type", "text/json")], "{}").await, 415).await;
+    assert_problem(send(Method::POST, &messages, &[("content-type", "text/json")], "{}").await, 415).await;
+
+    for (method, path, body, field) in [
+        (
+            Method::POST,
+            "/v1/chat",
+            json!({ "device_id": "d", "message": "hi", "conversationId": id }),
+            "conversationId",
+        ),
+        (
+            Method::POST,
+            "/v1/chat",
+            json!({ "device_id": "d", "confirm": { "id": "x", "approve": true, "b": 1 } }),
+            "confirm.b",
+        ),
+        (Method::PATCH, &one, json!({ "status": "human", "snippet": "x" }), "snippet"),
+        (Method::PATCH, &one, json!({ "status": null }), "status"),
+        (Method::PATCH, &one, json!({ "metadata": null }), "metadata"),
+        (Method::PATCH, &one, json!({ "assignee": "" }), "assignee"),
+        (Method::POST, &messages, json!({ "content": "hi", "messages": null }), "content"),
+        (Method::POST, &messages, json!({ "content": " " }), "content"),
+        (Method::POST, &messages, json!({ "messages": [] }), "messages"),
+        (Method::POST, &messages, json!({ "messages": [7] }), "messages[0]"),
+        (Method::POST, &messages, json!({ "messages": [{ "role": "tool", "content": "x" }] }), "messages[0].role"),
+        (Method::POST, &messages, json!({ "messages": [{ "role": "user", "content": "x", "a": 1 }] }), "messages[0].a"),
+    ] {
+        let response = keyed(&deployment, method.clone(), path).json(&body).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY, "{method} {path} {body}");
+        assert_eq!(response.json::<Value>().await.unwrap()["errors"][0]["field"], field, "{method} {path} {body}");
+    }
+    // Other spellings of an id are mistakes.
+    let mut spelled = say("shop", "phone", "hello");
+    spelled["conversation_id"] = json!(id.replace('-', ""));
+    assert_problem(chat(&deployment, Some(WEB_KEY), &spelled).send().await.unwrap(), 400).await;
+    assert_eq!(everything_stored(&deployment).await, before);
+
+    for media_type in ["application/json", "Application/JSON; charset=utf-8"] {
+        let headers = [("content-type", media_type), ("content-encoding", "identity")];
+        assert_eq!(send(Method::POST, "/v1/chat", &headers, &body).await.status(), StatusCode::OK, "{media_type}");
+    }
+    for headers in [&[][..], &[("content-type", "application/merge-patch+json")]] {
+        assert_eq!(send(Method::PATCH, &one, headers, "{\"assignee\":\"kim\"}").await.status(), StatusCode::OK);
+    }
+    // Also where the body would go on for as long as the turn does.
+    deployment.model.hold("slow");
+    let running = chat(&deployment, Some(WEB_KEY), &say("shop", "phone", "slow")).header("Prefer", "respond-async");
+    let running = running.send().await.unwrap().json::<Value>().await.unwrap();
+    let events = format!("{}/events", running["url"].as_str().unwrap());
+    for path in ["/healthz", "/readyz", "/metrics", "/openapi.json", &events, &one] {
+        let head = keyed(&deployment, Method::HEAD, path).send().await.unwrap();
+        assert_eq!(head.status(), StatusCode::OK, "HEAD {path}");
+        assert_eq!(head.bytes().await.unwrap().len(), 0, "HEAD {path} has no body");
+    }
+    deployment.model.release("slow");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_over_the_rate_waits_and_nobody_else() {
+    let deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |configuration| {
+        configuration.web_bot("shop", RESPONDER).set("bots.shop", "rate_limit", "\"2/h\"");
+        configuration.set("bots.shop", "api_keys", "[{ env = \"TEST_WEB_KEY\" }, \"another-key\"]");
+        configuration.set("bots.forum", "channel", "\"web\"").set("bots.forum", "responder", &quoted(RESPONDER));
+        configuration.set("bots.forum", "rate_limit", "\"1/h\"");
+        configuration.set("bots.free", "channel", "\"web\"").set("bots.free", "responder", &quoted(RESPONDER));
+    })
+    .await;
+    let send = async |key: Option<&str>, bot: &str, device: &str| {
+        chat(&deployment, key, &say(bot, device, "hello")).send().await.unwrap()
+    };
+    // What is refused anyway uses nothing up.
+    assert_problem(send(Some(WEB_KEY), "shop", "").await, 422).await;
+    for device in ["phone", "tablet"] {
+        assert_eq!(send(Some(WEB_KEY), "shop", device).await.status(), StatusCode::OK);
+    }
+    assert_eq!(send(None, "forum", "phone").await.status(), StatusCode::OK);
+    let before = everything_stored(&deployment).await;
+    for (key, bot, device, longest) in [(Some(WEB_KEY), "shop", "watch", 1_800), (None, "forum", "phone", 3_600)] {
+        let refused = send(key, bot, device).await;
+        let wait: u64 = header(&refused, "retry-after").unwrap().parse().unwrap();
+        assert!((longest - 60..=longest).contains(&wait), "{bot} comes back after {wait} s");
+        assert_problem(refused, 429).await;
+    }
+    assert_eq!(everything_stored(&deployment).await, before);
+    for (key, bot, device) in [
+        (Some("another-key"), "shop", "phone"),
+        (Some(CONSOLE_TOKEN), "shop", "phone"),
+        (None, "forum", "tablet"),
+        (None, "free", "phone"),
+        (None, "free", "phone"),
+    ] {
+        assert_eq!(send(key, bot, device).await.status(), StatusCode::OK, "{bot} {device}");
+    }
+    let metrics = http_client().get(deployment.turnwise.url("/metrics")).send().await.unwrap().text().await.unwrap();
+    let counted = r#"turnwise_ingress_messages_total{channel="web",bot="shop",outcome="rate_limited"} 1"#;
+    assert!(metrics.contains(counted), "{metrics}");
+}
+
 /// A request whose body never comes whole; what the server says in the end.
 async fn raw(url: String, header: &str, body: &str) -> String {
     let authority = url.strip_prefix("http://").and_then(|rest| rest.split('/').next()).unwrap().to_owned();

@@ -595,6 +595,10 @@ async fn messages_are_listed_in_pages(database: &Database) {
     let many = (0..1_203).map(|number| message(Role::User, Author::Import, &format!("line {number}"))).collect();
     let stored = store.append_messages(conversation.id, many, at(50)).await.unwrap().unwrap();
     assert_eq!(stored.len(), 1_203);
+    let mut again = message(Role::User, Author::Import, "the same ids again");
+    again.id = stored[0].id;
+    let more = message(Role::User, Author::Import, "nor this");
+    assert_eq!(store.append_messages(conversation.id, vec![again, more], at(60)).await.unwrap().unwrap(), stored[..2]);
 
     let page = store.messages(conversation.id, None, 3).await.unwrap();
     assert_eq!(page, stored[1_200..]);

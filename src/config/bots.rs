@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::expected::{
-    Expected, NAME_ALPHABET, base_url, duration, flag, in_name_alphabet, is_name, name, origin, text, whole, word,
+    Expected, NAME_ALPHABET, base_url, duration, flag, in_name_alphabet, is_name, name, origin, rate, text, whole, word,
 };
 use super::problem::{nearest, quoted};
 use super::reader::{Table, Value};
@@ -44,6 +44,9 @@ const PAGE_ID_DIGITS_MAX: usize = 20;
 /// Below a minute every pause for thought opens a new conversation; a year is as good as for ever.
 const CONVERSATION_TTL: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(365 * 86_400);
 
+/// A process takes fewer than this from all callers together.
+const RATE: RangeInclusive<u32> = 1..=1_000_000;
+
 /// Each key is compared with every request's.
 const API_KEYS_MAX: usize = 64;
 
@@ -69,6 +72,7 @@ const CHANNEL_KEYS: &[(&str, &[Channel])] = &[
     ("api_keys", &[Channel::Web]),
     ("origins", &[Channel::Web]),
     ("conversation_ttl", &[Channel::Web]),
+    ("rate_limit", &[Channel::Web]),
 ];
 
 /// Reads every bot; `responders` are the names that exist, whether or not their tables are right.
@@ -249,6 +253,7 @@ fn web(table: &Table<'_>) -> WebBot {
         conversation_ttl: table
             .optional("conversation_ttl", &duration(CONVERSATION_TTL, "24h"))
             .unwrap_or(WebBot::DEFAULT_CONVERSATION_TTL),
+        rate_limit: table.optional("rate_limit", &rate(RATE)),
     }
 }
 

@@ -5,12 +5,14 @@
 
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use toml::de::{DeInteger, DeValue};
 use url::Url;
 
+use super::Rate;
 use super::duration;
 use super::problem::{alternatives, quoted};
 
@@ -113,6 +115,24 @@ pub(super) fn duration(range: RangeInclusive<Duration>, example: &str) -> Expect
     Expected::text(right, move |text| {
         let duration = duration::parse(text).map_err(|wrong| format!("{} {wrong}", quoted(text)))?;
         if range.contains(&duration) { Ok(duration) } else { Err(format!("{} is out of range", quoted(text))) }
+    })
+}
+
+/// A count and a unit of time, such as `20/s`.
+pub(super) fn rate(range: RangeInclusive<u32>) -> Expected<Rate> {
+    let right = format!("write {} to {} per s, m or h, such as \"20/s\"", range.start(), range.end());
+    Expected::text(right, move |text| {
+        let read = text.split_once('/').and_then(|(count, unit)| {
+            let seconds = match unit.trim() {
+                "s" => 1,
+                "m" => 60,
+                "h" => 3_600,
+                _ => return None,
+            };
+            let count = count.trim().parse().ok().filter(|count| range.contains(count)).and_then(NonZeroU32::new)?;
+            Some(Rate { count, per: Duration::from_secs(seconds) })
+        });
+        read.ok_or_else(|| format!("{} is no such rate", quoted(text)))
     })
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -254,8 +255,12 @@ impl Bot {
 
     /// A web bot that everybody on this machine can talk to.
     pub(super) fn development(name: &str, responder: &str) -> Self {
-        let web =
-            WebBot { api_keys: Vec::new(), origins: Vec::new(), conversation_ttl: WebBot::DEFAULT_CONVERSATION_TTL };
+        let web = WebBot {
+            api_keys: Vec::new(),
+            origins: Vec::new(),
+            conversation_ttl: WebBot::DEFAULT_CONVERSATION_TTL,
+            rate_limit: None,
+        };
         Self {
             name: name.to_owned(),
             responder: responder.to_owned(),
@@ -332,6 +337,15 @@ pub struct WebBot {
     pub origins: Vec<String>,
     /// A device's conversation idle for longer than this is not continued by a message without `conversation_id`.
     pub conversation_ttl: Duration,
+    /// Messages that each process takes from one API key, or from one device where there are no keys; `None`: as many as come.
+    pub rate_limit: Option<Rate>,
+}
+
+/// So many in this time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    pub count: NonZeroU32,
+    pub per: Duration,
 }
 
 impl WebBot {

@@ -27,12 +27,14 @@ pub(super) enum Caller {
 pub(super) struct Access<'a> {
     pub(super) caller: Caller,
     pub(super) bots: Vec<&'a Bot>,
+    /// The key or console token that the caller showed, which is a valid one.
+    pub(super) token: Option<&'a str>,
 }
 
 impl Ingress {
     /// # Errors
     /// 401 without a valid key, unless some web bot is open and no key was shown; 403 for a page of a foreign origin.
-    pub(super) fn access(&self, headers: &HeaderMap) -> Result<Access<'_>, Problem> {
+    pub(super) fn access<'a>(&'a self, headers: &'a HeaderMap) -> Result<Access<'a>, Problem> {
         let token = bearer(headers);
         let web = || self.bots.values().filter_map(|bot| as_web(bot).map(|web| (bot, web)));
         let access = match token {
@@ -41,14 +43,14 @@ impl Ingress {
                 let keyed: Vec<&Bot> =
                     web().filter(|(_, web)| matches_any(token, &web.api_keys)).map(|(bot, _)| bot).collect();
                 if operator {
-                    Access { caller: Caller::Operator, bots: web().map(|(bot, _)| bot).collect() }
+                    Access { caller: Caller::Operator, bots: web().map(|(bot, _)| bot).collect(), token: Some(token) }
                 } else {
-                    Access { caller: Caller::Key, bots: keyed }
+                    Access { caller: Caller::Key, bots: keyed, token: Some(token) }
                 }
             }
             None => {
                 let open = web().filter(|(_, web)| web.api_keys.is_empty()).map(|(bot, _)| bot).collect();
-                Access { caller: Caller::Open, bots: open }
+                Access { caller: Caller::Open, bots: open, token: None }
             }
         };
         if access.bots.is_empty() && access.caller != Caller::Operator {

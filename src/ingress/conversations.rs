@@ -2,21 +2,26 @@
 //!
 //! Refuses to wait for turns: a change is one short transaction, and a running turn's commit writes over none of it.
 
+use std::sync::LazyLock;
+
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::access::{Access, Caller};
-use super::chat::{check_device_id, conversation_id, object, text};
+use super::body::{Fields, MERGE_PATCH, not_null, text};
+use super::chat::request::{DEVICE_ID_CHARS_MAX, NO_CONTROL_CHARACTERS, check_device_id, conversation_id};
 use super::extract::{Parameters, Segment};
+use super::openapi::{Operation, Routes, Security};
 use super::problem::Problem;
-use super::{Ingress, Shared, json as answer, store_problem};
-use crate::message::Timestamp;
-use crate::store::{Conversation, ConversationFilter, ConversationPatch};
+use super::{Ingress, Shared, agents, json as answer, store_problem};
+use crate::message::{Channel, ConversationStatus, Platform, Timestamp};
+use crate::store::{Conversation, ConversationFilter, ConversationPatch, StoredMessage};
 
 /// Rows of one page when the caller does not say, and at most.
 const PAGE_DEFAULT: u32 = 50;
@@ -25,19 +30,72 @@ const PAGE_MAX: u32 = 200;
 /// The longest assignee, in characters.
 const ASSIGNEE_CHARS_MAX: usize = 255;
 
-/// The longest name shown of a field that cannot be changed.
-const FIELD_CHARS_SHOWN: usize = 64;
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .get(
+            "/v1/conversations",
+            list,
+            Operation::new("listConversations", "Conversations, those with the newest changes first.")
+                .security(Security::KeyOfBot)
+                .query::<ListQuery>()
+                .answer::<ConversationsPage>(200, "A page.")
+                .problems(&[400, 401, 403, 422, 503]),
+        )
+        .get(
+            "/v1/conversations/{id}",
+            show,
+            Operation::new("getConversation", "One conversation.")
+                .security(Security::KeyOfBot)
+                .query::<ShowQuery>()
+                .answer::<ConversationView>(200, "The conversation.")
+                .problems(&[400, 401, 403, 404, 503]),
+        )
+        .patch(
+            "/v1/conversations/{id}",
+            patch,
+            Operation::new("changeConversation", "Status, assignee and metadata.")
+                .details("A merge patch (RFC 7396). Never waits for a running turn, which writes over none of it.")
+                .security(Security::Key)
+                .body::<Change>(MERGE_PATCH)
+                .answer::<ConversationView>(200, "The conversation as it is now.")
+                .problems(&[400, 401, 403, 404, 408, 409, 413, 415, 422, 503]),
+        )
+        .get(
+            "/v1/conversations/{id}/messages",
+            messages,
+            Operation::new("listMessages", "A conversation's messages: the newest, or those before one.")
+                .security(Security::KeyOfBot)
+                .query::<MessagesQuery>()
+                .answer::<MessagesPage>(200, "A page, oldest message first.")
+                .problems(&[400, 401, 403, 404, 503]),
+        )
+        .merge(agents::routes())
+}
 
-#[derive(Debug, Deserialize)]
-pub(super) struct ListQuery {
+#[derive(Debug, Deserialize, JsonSchema)]
+struct ListQuery {
+    /// Needed by a caller without a key.
+    #[schemars(length(min = 1, max = DEVICE_ID_CHARS_MAX), transform = not_null)]
     device_id: Option<String>,
+    #[schemars(with = "Option<ConversationStatus>", transform = not_null)]
     status: Option<String>,
+    #[schemars(length(min = 1, max = ASSIGNEE_CHARS_MAX), transform = not_null)]
     assignee: Option<String>,
+    #[schemars(with = "Option<u32>", range(min = 1, max = PAGE_MAX), transform = not_null)]
     limit: Option<String>,
+    /// The `next_cursor` of the page before.
+    #[schemars(transform = not_null)]
     cursor: Option<String>,
 }
 
-pub(super) async fn list(
+#[derive(Debug, Serialize, JsonSchema)]
+struct ConversationsPage {
+    conversations: Vec<ConversationView>,
+    /// For the next page, which may be empty; null when there is none.
+    next_cursor: Option<String>,
+}
+
+async fn list(
     State(ingress): Shared,
     Parameters(query): Parameters<ListQuery>,
     headers: HeaderMap,
@@ -67,16 +125,18 @@ pub(super) async fn list(
     let conversations = ingress.store.conversations(&filter).await.map_err(|error| store_problem(&error))?;
     let full = conversations.len() == limit as usize;
     let next = conversations.last().filter(|_| full).map(write_cursor);
-    let conversations: Vec<Value> = conversations.iter().map(view).collect();
-    Ok(answer(200, &json!({ "conversations": conversations, "next_cursor": next })))
+    let conversations = conversations.into_iter().map(ConversationView::from).collect();
+    Ok(answer(200, &ConversationsPage { conversations, next_cursor: next }))
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct ShowQuery {
+#[derive(Debug, Deserialize, JsonSchema)]
+struct ShowQuery {
+    /// Whose conversation it has to be; needed by a caller without a key.
+    #[schemars(transform = not_null)]
     device_id: Option<String>,
 }
 
-pub(super) async fn show(
+async fn show(
     State(ingress): Shared,
     Segment(id): Segment,
     Parameters(query): Parameters<ShowQuery>,
@@ -85,18 +145,30 @@ pub(super) async fn show(
     let _permit = ingress.admit()?;
     let access = ingress.access(&headers)?;
     let conversation = ingress.visible(&access, &id, query.device_id.as_deref()).await?;
-    Ok(answer(200, &view(&conversation)))
+    Ok(answer(200, &ConversationView::from(conversation)))
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct MessagesQuery {
+#[derive(Debug, Deserialize, JsonSchema)]
+struct MessagesQuery {
+    /// Whose conversation it has to be; needed by a caller without a key.
+    #[schemars(transform = not_null)]
     device_id: Option<String>,
+    #[schemars(with = "Option<u32>", range(min = 1, max = PAGE_MAX), transform = not_null)]
     limit: Option<String>,
+    /// The `next_before` of the page seen last.
+    #[schemars(with = "Option<i64>", transform = not_null)]
     before: Option<String>,
 }
 
+#[derive(Debug, Serialize, JsonSchema)]
+struct MessagesPage {
+    messages: Vec<StoredMessage>,
+    /// For the page before this one in time; null on the first one.
+    next_before: Option<i64>,
+}
+
 /// The newest page, oldest message first; `before` takes the `next_before` of the page seen last.
-pub(super) async fn messages(
+async fn messages(
     State(ingress): Shared,
     Segment(id): Segment,
     Parameters(query): Parameters<MessagesQuery>,
@@ -113,11 +185,11 @@ pub(super) async fn messages(
     let messages =
         ingress.store.messages(conversation.id, before, limit).await.map_err(|error| store_problem(&error))?;
     let next_before = messages.first().map(|message| message.ordinal).filter(|ordinal| *ordinal > 1);
-    Ok(answer(200, &json!({ "messages": messages, "next_before": next_before })))
+    Ok(answer(200, &MessagesPage { messages, next_before }))
 }
 
 /// A JSON merge patch (RFC 7396) of status, assignee and metadata.
-pub(super) async fn patch(
+async fn patch(
     State(ingress): Shared,
     Segment(id): Segment,
     headers: HeaderMap,
@@ -128,11 +200,11 @@ pub(super) async fn patch(
     if access.caller == Caller::Open {
         return Err(Problem::unauthorized());
     }
-    let patch = read_patch(&ingress.body(body).await?)?;
+    let change = Change::read(&ingress.object(&headers, body, MERGE_PATCH).await?)?;
     let conversation = ingress.visible(&access, &id, None).await?;
-    let patched = ingress.store.patch_conversation(conversation.id, &patch, Timestamp::now()).await;
+    let patched = ingress.store.patch_conversation(conversation.id, &change.into(), Timestamp::now()).await;
     let patched = patched.map_err(|error| store_problem(&error))?.ok_or_else(not_found)?;
-    Ok(answer(200, &view(&patched)))
+    Ok(answer(200, &ConversationView::from(patched)))
 }
 
 impl Ingress {
@@ -153,27 +225,51 @@ pub(super) fn not_found() -> Problem {
     Problem::field(404, "conversation_id", "there is no such conversation.")
 }
 
-fn read_patch(bytes: &[u8]) -> Result<ConversationPatch, Problem> {
-    let body = object(bytes)?;
-    if let Some(unknown) = body.keys().find(|key| !matches!(key.as_str(), "status" | "assignee" | "metadata")) {
-        let name: String = unknown.chars().take(FIELD_CHARS_SHOWN).collect();
-        return Err(Problem::field(422, &name, "cannot be changed; status, assignee and metadata can."));
+/// A merge patch of what people may change.
+#[derive(Debug, JsonSchema)]
+#[schemars(rename = "ConversationChange", deny_unknown_fields)]
+struct Change {
+    #[schemars(transform = not_null)]
+    status: Option<ConversationStatus>,
+    /// The person who has it; null for nobody.
+    #[schemars(length(min = 1, max = ASSIGNEE_CHARS_MAX), regex(pattern = NO_CONTROL_CHARACTERS))]
+    assignee: Option<Option<String>>,
+    /// Its members are merged into those there are; a member that is null is removed.
+    #[schemars(transform = not_null)]
+    metadata: Option<Map<String, Value>>,
+}
+
+static CHANGE_FIELDS: LazyLock<Fields> = LazyLock::new(Fields::of::<Change>);
+
+impl Change {
+    fn read(body: &Map<String, Value>) -> Result<Self, Problem> {
+        CHANGE_FIELDS.check(body, "")?;
+        let status = match body.get("status") {
+            None => None,
+            Some(Value::String(word)) => Some(status(word)?),
+            Some(_) => return Err(not_a_status()),
+        };
+        let assignee = match body.get("assignee") {
+            None => None,
+            Some(Value::Null) => Some(None),
+            Some(_) => Some(text(body, "assignee")?),
+        };
+        if let Some(Some(name)) = &assignee {
+            check_assignee(name)?;
+        }
+        let metadata = match body.get("metadata") {
+            None => None,
+            Some(Value::Object(metadata)) => Some(metadata.clone()),
+            Some(_) => return Err(Problem::field(422, "metadata", "must be an object.")),
+        };
+        Ok(Self { status, assignee, metadata })
     }
-    let assignee = match body.get("assignee") {
-        None => None,
-        Some(Value::Null) => Some(None),
-        Some(_) => Some(text(&body, "assignee")?),
-    };
-    if let Some(Some(name)) = &assignee {
-        check_assignee(name)?;
+}
+
+impl From<Change> for ConversationPatch {
+    fn from(Change { status, assignee, metadata }: Change) -> Self {
+        Self { status, assignee, metadata }
     }
-    let metadata = match body.get("metadata") {
-        None => None,
-        Some(Value::Object(metadata)) => Some(metadata.clone()),
-        Some(_) => return Err(Problem::field(422, "metadata", "must be an object.")),
-    };
-    let status = text(&body, "status")?.as_deref().map(status).transpose()?;
-    Ok(ConversationPatch { status, assignee, metadata })
 }
 
 fn check_assignee(name: &str) -> Result<(), Problem> {
@@ -184,8 +280,12 @@ fn check_assignee(name: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-fn status(word: &str) -> Result<crate::message::ConversationStatus, Problem> {
-    word.parse().map_err(|_| Problem::field(422, "status", "must be \"bot\", \"human\" or \"closed\"."))
+fn status(word: &str) -> Result<ConversationStatus, Problem> {
+    word.parse().map_err(|_| not_a_status())
+}
+
+fn not_a_status() -> Problem {
+    Problem::field(422, "status", "must be \"bot\", \"human\" or \"closed\".")
 }
 
 fn limit(text: Option<&str>) -> Result<u32, Problem> {
@@ -193,23 +293,48 @@ fn limit(text: Option<&str>) -> Result<u32, Problem> {
     limit.ok_or_else(|| Problem::field(400, "limit", format!("must be a whole number from 1 to {PAGE_MAX}.")))
 }
 
-fn view(conversation: &Conversation) -> Value {
-    json!({
-        "id": conversation.id,
-        "channel": conversation.key.channel,
-        "bot": conversation.key.bot,
-        "peer": conversation.key.peer,
-        "platform": conversation.platform,
-        "device_id": conversation.device_id,
-        "status": conversation.status,
-        "assignee": conversation.assignee,
-        "snippet": conversation.snippet,
-        "last_message_at": conversation.last_message_at,
-        "message_count": conversation.message_count,
-        "metadata": conversation.metadata,
-        "created_at": conversation.created_at,
-        "updated_at": conversation.updated_at,
-    })
+/// A conversation as callers see it.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Conversation")]
+struct ConversationView {
+    id: Uuid,
+    channel: Channel,
+    bot: String,
+    /// The other end as its channel names it: `user-`, `group-` or `conv-` and an id.
+    peer: String,
+    platform: Platform,
+    device_id: Option<String>,
+    status: ConversationStatus,
+    /// The person who has it.
+    assignee: Option<String>,
+    /// The beginning of the last message.
+    snippet: Option<String>,
+    last_message_at: Option<Timestamp>,
+    message_count: i64,
+    metadata: Map<String, Value>,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+}
+
+impl From<Conversation> for ConversationView {
+    fn from(conversation: Conversation) -> Self {
+        Self {
+            id: conversation.id,
+            channel: conversation.key.channel,
+            bot: conversation.key.bot.to_string(),
+            peer: conversation.key.peer.to_string(),
+            platform: conversation.platform,
+            device_id: conversation.device_id,
+            status: conversation.status,
+            assignee: conversation.assignee,
+            snippet: conversation.snippet,
+            last_message_at: conversation.last_message_at,
+            message_count: conversation.message_count,
+            metadata: conversation.metadata,
+            created_at: conversation.created_at,
+            updated_at: conversation.updated_at,
+        }
+    }
 }
 
 /// The place of the last row seen; opaque to callers.

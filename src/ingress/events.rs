@@ -16,24 +16,26 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
-use serde_json::{Value, json};
+use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use uuid::Uuid;
 
 use self::pipe::{CutOff, Writer, pipe};
 use self::place::{Place, Step, Taken};
+use self::wire::{Delta, Done, Outcome, ToolCall};
 use super::extract::{Parameters, Segment};
 use super::problem::Problem;
-use super::turns::OfDevice;
+use super::turns::{OfDevice, Queued};
 use super::{Ingress, RETRY_AFTER_SECONDS, Shared, turns};
-use crate::message::TerminalState;
-use crate::store::Turn;
 use crate::stream::{Progress, Publisher};
 use crate::telemetry::{chain, metric};
 
 mod pipe;
 mod place;
+mod wire;
+
+pub(super) use wire::schemas;
 
 /// A comment this often keeps proxies from closing a silent connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -85,7 +87,7 @@ pub(super) async fn resume(
     let trace_id = found.turn.as_ref().and_then(turns::trace_id);
     let watch = Watch::begin(&ingress, found.turn_id, seat).await?;
     drop(permit);
-    let accepted = turns::queued(found.conversation_id, found.turn_id, trace_id);
+    let accepted = Queued::new(found.conversation_id, found.turn_id, trace_id);
     Ok(watch.respond(ingress, &headers, accepted))
 }
 
@@ -126,10 +128,10 @@ impl Watch {
     }
 
     /// The answer whose body goes on for as long as the turn does. `accepted` is what its first event says.
-    pub(super) fn respond(self, ingress: Arc<Ingress>, headers: &HeaderMap, accepted: Value) -> Response {
+    pub(super) fn respond(self, ingress: Arc<Ingress>, headers: &HeaderMap, accepted: Queued) -> Response {
         let (writer, reader) = pipe((self.seat, OpenStream::begin()));
         let place = last_seen(headers);
-        let trace_id = accepted["trace_id"].clone();
+        let trace_id = accepted.trace_id.clone();
         let events =
             Events { turn_id: self.turn_id, publisher: self.publisher, writer, place, asked_at: None, trace_id };
         let subscribers = (self.notices, self.progress);
@@ -206,11 +208,11 @@ struct Events {
     /// When the whole of a run was asked for.
     asked_at: Option<Instant>,
     /// Of the request that brought the message, where it is known.
-    trace_id: Value,
+    trace_id: Option<String>,
 }
 
 impl Events {
-    async fn follow(mut self, ingress: &Ingress, subscribers: (Subscriber, Subscriber), accepted: &Value) -> Ended {
+    async fn follow(mut self, ingress: &Ingress, subscribers: (Subscriber, Subscriber), accepted: &Queued) -> Ended {
         let told = tokio::time::timeout(STREAM_MAX, self.tell(ingress, subscribers, accepted));
         let told = ingress.closing.run_until_cancelled(told).await;
         match told {
@@ -229,7 +231,7 @@ impl Events {
         &mut self,
         ingress: &Ingress,
         (mut notices, mut progress): (Subscriber, Subscriber),
-        accepted: &Value,
+        accepted: &Queued,
     ) -> Result<(), Ended> {
         self.writer.write(Bytes::from(format!("retry: {RECONNECT_MS}\n\n")))?;
         if self.place == Place::Nothing {
@@ -280,9 +282,8 @@ impl Events {
         };
         for (place, step) in steps {
             match step {
-                Step::Text { text, reset: false } => self.say("delta", place, &json!({ "text": text }))?,
-                Step::Text { text, reset } => self.say("delta", place, &json!({ "text": text, "reset": reset }))?,
-                Step::Tool(note) => self.say("tool", place, &json!({ "name": note.name, "state": note.state }))?,
+                Step::Text { text, reset } => self.say("delta", place, &Delta { text, reset })?,
+                Step::Tool(note) => self.say("tool", place, &ToolCall { name: note.name, state: note.state })?,
             }
         }
         Ok(())
@@ -298,10 +299,10 @@ impl Events {
             }
         };
         let mut view = turns::view(ingress, &turn).await.ok()?;
-        if !self.trace_id.is_null() {
-            view["trace_id"] = self.trace_id.clone();
+        if self.trace_id.is_some() {
+            view.facts.trace_id.clone_from(&self.trace_id);
         }
-        Some(Outcome::of(&turn, view))
+        Some(Outcome::of(view))
     }
 
     /// The outcome may be larger than what is kept for a slow client, so it waits until everything before it was read.
@@ -309,47 +310,24 @@ impl Events {
         tokio::time::timeout(READ_END, self.writer.drained()).await.map_err(|_| Ended::Slow)?;
         let last = match self.place {
             Place::Outcome => String::new(),
-            _ => event(outcome.event, Place::Outcome, &outcome.data),
+            _ => event(outcome.event(), Place::Outcome, outcome),
         };
         self.place = Place::Done;
-        let done = event("done", Place::Done, &json!({ "turn_id": self.turn_id }));
+        let done = event("done", Place::Done, &Done { turn_id: self.turn_id });
         self.writer.write(Bytes::from(last + &done))?;
         Ok(())
     }
 
-    fn say(&mut self, event: &str, place: Place, data: &Value) -> Result<(), CutOff> {
+    fn say(&mut self, event: &str, place: Place, data: &impl Serialize) -> Result<(), CutOff> {
         self.place = place;
         self.writer.write(Bytes::from(self::event(event, place, data)))
     }
 }
 
-/// One event. JSON as it is written here has no line breaks, so one line of data holds it.
-fn event(name: &str, place: Place, data: &Value) -> String {
+/// One event. JSON as it is written here has no line breaks, so one line of data holds it; and nothing here fails to be written.
+fn event(name: &str, place: Place, data: &impl Serialize) -> String {
+    let data = serde_json::to_string(data).unwrap_or_default();
     format!("event: {name}\nid: {place}\ndata: {data}\n\n")
-}
-
-/// The last thing to say about a turn.
-struct Outcome {
-    event: &'static str,
-    data: Value,
-}
-
-impl Outcome {
-    /// `view` is the turn as `GET /v1/turns/{turn_id}` shows it. An error keeps its members beside those of the problem.
-    fn of(turn: &Turn, mut view: Value) -> Self {
-        let problem = match turn.state {
-            TerminalState::DeadLettered => Problem::new(500, "dead-lettered", "The message could not be answered."),
-            TerminalState::Rejected => {
-                Problem::new(409, "rejected", "The message was not taken: an earlier one was being answered.")
-            }
-            _ => return Self { event: "reply", data: view },
-        };
-        view["turn_status"] = view["status"].take();
-        if let (Some(view), Ok(Value::Object(problem))) = (view.as_object_mut(), serde_json::to_value(&problem)) {
-            view.extend(problem);
-        }
-        Self { event: "error", data: view }
-    }
 }
 
 #[cfg(test)]

@@ -6,33 +6,71 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
+use super::openapi::{Operation, Routes};
 use super::{Shared, json as answer};
 
 /// A check that takes longer than this has failed.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-pub(super) async fn alive() -> &'static str {
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// <https://prometheus.io/docs/instrumenting/exposition_formats/>
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .get("/healthz", alive, Operation::new("isAlive", "The process lives.").text(200, PLAIN, "It does."))
+        .get(
+            "/readyz",
+            ready,
+            Operation::new("isReady", "Whether messages are taken here.")
+                .answer::<Readiness>(200, "They are.")
+                .answer::<Readiness>(503, "They are not."),
+        )
+        .get(
+            "/metrics",
+            metrics,
+            Operation::new("metrics", "Measurements of this process.").text(200, METRICS, "Prometheus text."),
+        )
+}
+
+/// What a process needs to take messages, and whether it has it.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Readiness {
+    ready: bool,
+    checks: Checks,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct Checks {
+    /// The inbound stream answers.
+    stream: bool,
+    database: bool,
+    not_draining: bool,
+}
+
+async fn alive() -> &'static str {
     "ok\n"
 }
 
-pub(super) async fn ready(State(ingress): Shared) -> Response {
+async fn ready(State(ingress): Shared) -> Response {
     let stream = async { ingress.connection.is_connected() && ingress.inbound.info().await.is_ok() };
     let stream = tokio::time::timeout(CHECK_TIMEOUT, stream);
     let database = tokio::time::timeout(CHECK_TIMEOUT, ingress.store.ping());
     let (stream, database) = tokio::join!(stream, database);
-    let checks = [
-        ("stream", stream.unwrap_or(false)),
-        ("database", database.is_ok_and(|pinged| pinged.is_ok())),
-        ("not_draining", !ingress.draining.is_cancelled()),
-    ];
-    let ready = checks.iter().all(|(_, passed)| *passed);
-    let checks: serde_json::Map<_, _> =
-        checks.iter().map(|(name, passed)| ((*name).to_owned(), json!(passed))).collect();
-    answer(if ready { 200 } else { 503 }, &json!({ "ready": ready, "checks": checks }))
+    let checks = Checks {
+        stream: stream.unwrap_or(false),
+        database: database.is_ok_and(|pinged| pinged.is_ok()),
+        not_draining: !ingress.draining.is_cancelled(),
+    };
+    let ready = checks.stream && checks.database && checks.not_draining;
+    answer(if ready { 200 } else { 503 }, &Readiness { ready, checks })
 }
 
-pub(super) async fn metrics(State(ingress): Shared) -> Response {
-    ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], ingress.metrics.render()).into_response()
+async fn metrics(State(ingress): Shared) -> Response {
+    ([("content-type", METRICS)], ingress.metrics.render()).into_response()
 }

@@ -5,23 +5,27 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 
-/// One error answer.
-#[derive(Debug, Serialize)]
+/// An error (RFC 9457).
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Problem {
+    /// What programs may compare: `urn:turnwise:problem:` and a word.
     r#type: String,
     title: String,
     status: u16,
+    /// For people.
     detail: String,
+    /// The fields at fault.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldError>,
     #[serde(skip)]
     retry_after_seconds: Option<u32>,
 }
 
-/// What is wrong with one field, as a JSON pointer into the body (or the name of a query parameter or header) and a sentence.
-#[derive(Debug, Serialize)]
+/// What is wrong with one field of the body, query parameter or header: its name and a sentence.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct FieldError {
     field: String,
     detail: String,

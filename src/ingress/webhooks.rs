@@ -3,28 +3,59 @@
 //! Refuses to judge what an authentic event means; the channels decode, and what they do not know is kept and recorded as
 //! ignored. Invariant: a batch is answered 200 only when every event of it is on the stream.
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
-use serde::Deserialize;
-use std::sync::Arc;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::extract::{Parameters, Segment};
+use super::openapi::{Operation, Routes, Security};
 use super::problem::Problem;
-use super::{Ingress, Shared, count, json};
+use super::{Ingress, Shared, body, count, json};
 use crate::channel::{Refusal, Stamp, messenger, telegram};
 use crate::config::{Bot, BotChannel, MessengerBot};
 use crate::message::{Channel, Timestamp};
 
-pub(super) fn routes() -> Router<Arc<Ingress>> {
-    Router::new()
-        .route("/webhooks/telegram/{bot}", post(from_telegram))
-        .route("/webhooks/messenger/{bot}", get(challenge).post(from_messenger))
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .post(
+            "/webhooks/telegram/{bot}",
+            from_telegram,
+            Operation::new("telegramUpdate", "An update of Telegram, as `setWebhook` asks for it.")
+                .security(Security::TelegramSecret)
+                .body::<Map<String, Value>>(body::JSON)
+                .answer::<Nothing>(200, "The update is kept.")
+                .problems(&[400, 401, 404, 408, 413, 503]),
+        )
+        .get(
+            "/webhooks/messenger/{bot}",
+            challenge,
+            Operation::new("messengerChallenge", "Messenger asks whether this is the right address.")
+                .query::<Challenge>()
+                .text(200, PLAIN, "`hub.challenge`.")
+                .problems(&[400, 403, 404]),
+        )
+        .post(
+            "/webhooks/messenger/{bot}",
+            from_messenger,
+            Operation::new("messengerEvents", "A batch of Messenger's events.")
+                .security(Security::MessengerSignature)
+                .body::<Map<String, Value>>(body::JSON)
+                .text(200, PLAIN, "`EVENT_RECEIVED`: every event is kept.")
+                .problems(&[400, 401, 404, 408, 413, 503]),
+        )
 }
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// An empty object.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct Nothing {}
 
 async fn from_telegram(
     State(ingress): Shared,
@@ -40,10 +71,10 @@ async fn from_telegram(
     let verified = telegram::receive(bot, telegram, secret, &body, &mut stamp(&mut Uuid::now_v7))
         .map_err(|refusal| refused(bot, &refusal))?;
     ingress.publish(&verified).await?;
-    Ok(json(200, &serde_json::json!({})))
+    Ok(json(200, &Nothing {}))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct Challenge {
     #[serde(rename = "hub.mode")]
     mode: Option<String>,
@@ -66,7 +97,7 @@ async fn challenge(
         query.challenge.as_deref(),
     );
     match answer {
-        Some(challenge) => Ok(([("content-type", "text/plain; charset=utf-8")], challenge).into_response()),
+        Some(challenge) => Ok(([("content-type", PLAIN)], challenge).into_response()),
         None => Err(Problem::new(403, "forbidden", "hub.verify_token is not the configured verify_token.")),
     }
 }

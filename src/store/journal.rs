@@ -4,6 +4,7 @@
 //! Refuses to decide what is run again: the turn does, from what it finds. Invariants: nothing is journaled under an epoch that
 //! has passed; an action is decided once, whoever asks how often.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
@@ -71,7 +72,7 @@ pub enum Journaled {
 }
 
 /// What became of an action that waits for a person's word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ActionStatus {
     Pending,

@@ -4,6 +4,7 @@
 //! Refuses to touch a database. Invariant: a [`Committed`], a [`Settled`] and a [`PendingDelivery`] have no public
 //! constructor; only the store makes them, from what a transaction wrote or a row says.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -96,7 +97,8 @@ pub struct ConversationFilter {
 }
 
 /// A message as stored. `ordinal` counts from 1 within its conversation, without gaps.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Message")]
 pub struct StoredMessage {
     pub id: Uuid,
     pub ordinal: i64,

@@ -25,7 +25,7 @@ color = "red"
 responder = "ecko""#,
         &[
             r#"2 bots.support.channel: "telegran" is not known; use "telegram", "messenger" or "web""#,
-            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reject_reply, weight, max_turns, tokens_per_day, budget_reply, reply_in_flight, on_uncertain, failure_reply, typing, token, webhook_secret, updates, username, api_base, app_secret, verify_token, page_token, page_id, api_version, api_keys, origins, conversation_ttl",
+            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reject_reply, weight, max_turns, tokens_per_day, budget_reply, reply_in_flight, on_uncertain, failure_reply, typing, token, webhook_secret, updates, username, api_base, app_secret, verify_token, page_token, page_id, api_version, api_keys, origins, conversation_ttl, rate_limit",
             r#"5 bots.support.responder: there is no responder "ecko"; did you mean "echo"? Responders here: echo"#,
         ],
     );
@@ -63,7 +63,8 @@ origins = ["https://a.example/x", "*"]
 conversation_ttl = "1s"
 token = "x"
 api_base = "y"
-page_id = "z""#,
+page_id = "z"
+rate_limit = "0/s""#,
         &[
             r#"4 bots.b.burst: "quue" is not known; use "queue", "collect", "interrupt" or "reject""#,
             r#"5 bots.b.quiet: "2" has a number without a unit; write a duration from 0s to 1m, such as "2s""#,
@@ -74,6 +75,7 @@ page_id = "z""#,
             "9 bots.b.token: belongs to telegram bots; this is a web bot; remove it",
             "10 bots.b.api_base: belongs to telegram and messenger bots; this is a web bot; remove it",
             "11 bots.b.page_id: belongs to messenger bots; this is a web bot; remove it",
+            r#"12 bots.b.rate_limit: "0/s" is no such rate; write 1 to 1000000 per s, m or h, such as "20/s""#,
         ],
     );
     check(

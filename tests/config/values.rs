@@ -91,6 +91,7 @@ fn bots_and_responders() {
         api_keys = ["k", { env = "ANY" }]
         origins = ["https://Shop.example:443", "http://localhost:3000/"]
         conversation_ttl = "7d"
+        rate_limit = "90/m"
         [responders.model]
         kind = "openai"
         base_url = "http://127.0.0.1:11434/v1/"
@@ -134,6 +135,7 @@ fn bots_and_responders() {
     assert_eq!(web.api_keys, [secret("k"), secret("hunter2")]);
     assert_eq!(web.origins, ["https://shop.example", "http://localhost:3000"]);
     assert_eq!(web.conversation_ttl, Duration::from_secs(7 * 86_400));
+    assert_eq!(web.rate_limit.map(|rate| (rate.count.get(), rate.per)), Some((90, Duration::from_secs(60))));
 
     let ResponderConfig {
         kind,

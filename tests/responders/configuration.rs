@@ -54,6 +54,7 @@ pub(crate) fn config(
             api_keys: Vec::new(),
             origins: Vec::new(),
             conversation_ttl: Duration::ZERO,
+            rate_limit: None,
         }),
     };
     let second = Duration::from_secs(1);

@@ -173,11 +173,26 @@ impl Sqlite {
     ) -> Result<Option<Vec<StoredMessage>>, StoreError> {
         const UPDATE: &str = "UPDATE conversations SET message_count = $2, snippet = $3, last_message_at = $4, \
              updated_at = $5 WHERE id = $1";
+        const EARLIER: &str = concat!(
+            "SELECT ",
+            message_columns!(),
+            " FROM messages WHERE conversation_id = $1 AND ordinal >= (SELECT ordinal FROM messages WHERE id = $2 AND \
+             conversation_id = $1) ORDER BY ordinal LIMIT $3"
+        );
         let refused = refused("append messages");
         let mut transaction = self.begin().await.map_err(&refused)?;
         let Some(current) = transaction.lock_conversations(&[conversation_id]).await?.remove(&conversation_id) else {
             return Ok(None);
         };
+        let first = messages.first().map(|message| message.id.hyphenated());
+        let earlier = sqlx::query(EARLIER)
+            .bind(conversation_id.hyphenated())
+            .bind(first)
+            .bind(i64::try_from(messages.len()).unwrap_or(i64::MAX));
+        let earlier = earlier.fetch_all(&mut *transaction).await.map_err(&refused)?;
+        if !earlier.is_empty() {
+            return earlier.iter().map(rows::message).collect::<Result<_, _>>().map(Some);
+        }
         let stored = rows::numbered(messages, None, current.message_count);
         let rows = values::messages(messages, conversation_id, None, current.message_count).collect::<Vec<_>>();
         for batch in rows.chunks(BATCH_ROWS) {
