@@ -247,7 +247,8 @@ impl Running {
             shares.push(Share::join(turns, outbox, config, &inbound, store, turn_limits(config), &stopping).await?);
         }
         if roles.egress {
-            let egress = Egress::new(store.clone(), publisher.clone(), config.bots.clone(), platforms);
+            let partitions = config.nats.partitions;
+            let egress = Egress::new(store.clone(), publisher.clone(), config.bots.clone(), platforms, partitions);
             shares.push(Share::join(egress, (), config, &outbound, store, send_limits(), &stopping).await?);
         }
         tokio::spawn({

@@ -10,11 +10,14 @@ use std::time::Duration;
 use super::expected::{
     Expected, NAME_ALPHABET, base_url, duration, flag, in_name_alphabet, is_name, name, origin, text, whole, word,
 };
+use super::limits;
 use super::problem::{nearest, quoted};
 use super::reader::{Table, Value};
 use super::secret::{self, Secret};
 use super::sections::TURNS;
-use super::{Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, TelegramBot, Updates, WebBot};
+use super::{
+    Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, SendLimits, TelegramBot, Updates, WebBot,
+};
 use crate::message::Channel;
 
 /// A name is a token of every subject; JetStream's subjects should stay below 256 bytes together with the peer's.
@@ -54,6 +57,7 @@ const CHANNELS: &[(&str, Channel)] =
 /// Every key that not all channels have, and the channels that have it.
 const CHANNEL_KEYS: &[(&str, &[Channel])] = &[
     ("typing", &[Channel::Telegram, Channel::Messenger]),
+    ("limits", &[Channel::Telegram, Channel::Messenger]),
     ("token", &[Channel::Telegram]),
     ("webhook_secret", &[Channel::Telegram]),
     ("updates", &[Channel::Telegram]),
@@ -122,6 +126,10 @@ fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accoun
             None
         }
     };
+    let limits = match channel {
+        Some(Channel::Telegram | Channel::Messenger) => limits::read(table, settings.as_ref()),
+        Some(Channel::Web) | None => SendLimits::NONE,
+    };
     table.finish(&channel.map(strangers).unwrap_or_default());
     Some(Bot {
         name: name.to_owned(),
@@ -135,6 +143,7 @@ fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accoun
         on_uncertain: on_uncertain.unwrap_or(OnUncertain::Hold),
         failure_reply,
         typing: typing.unwrap_or(true),
+        limits,
         channel: settings?,
     })
 }

@@ -49,6 +49,17 @@ pub(crate) enum Fault {
     Hang,
 }
 
+/// What Telegram's rate limits may be; the published ones take minutes to be reached.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RateLimits {
+    /// So many messages of the bot in a window.
+    pub(crate) bot: (usize, Duration),
+    /// Messages to a private chat: so many at once, and the pace after that.
+    pub(crate) chat: (u32, Duration),
+    /// So many messages to a group in a window.
+    pub(crate) group: (usize, Duration),
+}
+
 /// One call of `sendMessage`.
 #[derive(Debug, Clone)]
 pub(crate) struct Sent {
@@ -64,6 +75,8 @@ pub(crate) struct Log {
     pub(crate) attempts: Vec<Sent>,
     /// What users see.
     pub(crate) delivered: Vec<Sent>,
+    /// Those that came too fast for the rate limits.
+    pub(crate) limited: Vec<Sent>,
     /// Every call of `sendChatAction`; the text is the action.
     pub(crate) actions: Vec<Sent>,
 }
@@ -97,6 +110,26 @@ pub(crate) struct Telegram {
 struct Api {
     log: watch::Sender<Log>,
     faults: Mutex<HashMap<i64, VecDeque<Fault>>>,
+    rate_limits: Mutex<Option<RateLimits>>,
+}
+
+impl RateLimits {
+    /// Whether a message to `chat` may be delivered at `now`, after what the log says was.
+    fn allow(&self, delivered: &[Sent], chat: i64, now: Instant) -> bool {
+        let since = |moment: Instant| now.duration_since(moment);
+        let (messages, window) = self.bot;
+        if delivered.iter().rev().take_while(|sent| since(sent.at) < window).count() >= messages {
+            return false;
+        }
+        let to_chat = || delivered.iter().filter(|sent| sent.chat == chat);
+        if chat < 0 {
+            let (messages, window) = self.group;
+            return to_chat().filter(|sent| since(sent.at) < window).count() < messages;
+        }
+        let (burst, interval) = self.chat;
+        let expected = to_chat().map(|sent| sent.at).reduce(|expected, at| (expected + interval).max(at));
+        expected.is_none_or(|expected| now + interval * (burst - 1) >= expected + interval)
+    }
 }
 
 struct Inbound {
@@ -109,7 +142,8 @@ struct Inbound {
 impl Telegram {
     /// `webhook` is where the bot listens: `http://127.0.0.1:PORT/webhooks/telegram/BOT`.
     pub(crate) async fn start(webhook: String) -> Self {
-        let api = Arc::new(Api { log: watch::Sender::default(), faults: Mutex::default() });
+        let api =
+            Arc::new(Api { log: watch::Sender::default(), faults: Mutex::default(), rate_limits: Mutex::default() });
         let router =
             axum::Router::new().route("/{bot}/{method}", axum::routing::any(call)).with_state(Arc::clone(&api));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -136,14 +170,30 @@ impl Telegram {
         self.api.faults.lock().unwrap().entry(chat).or_default().push_back(fault);
     }
 
-    /// A text message of a private chat, as Telegram would write it.
+    /// From now on, whoever sends faster gets 429.
+    pub(crate) fn limit(&self, limits: RateLimits) {
+        *self.api.rate_limits.lock().unwrap() = Some(limits);
+    }
+
+    /// A text message of a private chat, as Telegram would write it; of a group, when the chat's id is negative, where it
+    /// replies to the bot.
     pub(crate) fn update(&self, chat: i64, text: &str) -> Value {
         let update_id = self.next_update.fetch_add(1, Ordering::Relaxed);
-        let person = json!({ "id": chat, "is_bot": false, "first_name": "Ann", "language_code": "en" });
-        let chat = json!({ "id": chat, "type": "private", "first_name": "Ann" });
+        let person = json!({ "id": chat.abs(), "is_bot": false, "first_name": "Ann", "language_code": "en" });
+        let is_group = chat < 0;
+        let chat = if is_group {
+            json!({ "id": chat, "type": "supergroup", "title": "Ann's" })
+        } else {
+            json!({ "id": chat, "type": "private", "first_name": "Ann" })
+        };
         let date = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-        let message =
+        let mut message =
             json!({ "message_id": update_id - 900, "date": date, "chat": chat, "from": person, "text": text });
+        if is_group {
+            let bot = json!({ "id": 424_242, "is_bot": true, "first_name": "Ann" });
+            message["reply_to_message"] =
+                json!({ "message_id": 1, "date": date, "chat": chat, "from": bot, "text": "?" });
+        }
         json!({ "update_id": update_id, "message": message })
     }
 
@@ -255,16 +305,19 @@ async fn send_message(api: &Api, body: &str) -> Response {
     if text.encode_utf16().count() > 4096 {
         return error(StatusCode::BAD_REQUEST, "Bad Request: message is too long", None);
     }
-    let fault = api.faults.lock().unwrap().get_mut(&chat).and_then(VecDeque::pop_front);
-    let delivered = matches!(fault, None | Some(Fault::BadGateway | Fault::Cut));
-    let sent = Sent { chat, text: text.to_owned(), at: Instant::now() };
+    let mut fault = api.faults.lock().unwrap().get_mut(&chat).and_then(VecDeque::pop_front);
+    let limits = *api.rate_limits.lock().unwrap();
     let mut message_id = 0;
     api.log.send_modify(|log| {
+        let sent = Sent { chat, text: text.to_owned(), at: Instant::now() };
         log.attempts.push(sent.clone());
-        if delivered {
+        message_id = log.attempts.len();
+        if limits.is_some_and(|limits| !limits.allow(&log.delivered, chat, sent.at)) {
+            log.limited.push(sent);
+            fault = Some(Fault::TooManyRequests { retry_after: 1 });
+        } else if matches!(fault, None | Some(Fault::BadGateway | Fault::Cut)) {
             log.delivered.push(sent);
         }
-        message_id = log.attempts.len();
     });
     match fault {
         None => {
