@@ -36,6 +36,7 @@ mod events;
 mod extract;
 mod health;
 mod page;
+pub mod polling;
 mod problem;
 mod turns;
 mod webhooks;
@@ -182,8 +183,14 @@ impl Ingress {
         }
     }
 
-    /// Makes an event durable. Nothing but the stream's acknowledgement lets a webhook answer 2xx.
+    /// Makes an event durable, or says what to answer.
     async fn publish(&self, verified: &Verified) -> Result<Published, Problem> {
+        self.make_durable(verified).await.map_err(|error| not_taken(&error))
+    }
+
+    /// Makes an event durable. Nothing but the stream's acknowledgement lets a webhook answer 2xx, or Telegram forget an
+    /// update.
+    async fn make_durable(&self, verified: &Verified) -> Result<Published, PublishError> {
         let envelope = verified.envelope();
         let span = tracing::info_span!(
             "send turnwise.in",
@@ -211,7 +218,11 @@ impl Ingress {
                 count(channel, bot, outcome);
                 Ok(published)
             }
-            Err(error) => Err(not_taken(channel, bot, &error)),
+            Err(error) => {
+                count(channel, bot, "not_taken");
+                tracing::warn!(bot, error = %chain(&error), "the stream did not take a message");
+                Err(error)
+            }
         }
     }
 }
@@ -222,9 +233,7 @@ fn count(channel: Channel, bot: &str, outcome: &'static str) {
     metric::ingress_message(channel, bot, outcome);
 }
 
-fn not_taken(channel: Channel, bot: &str, error: &PublishError) -> Problem {
-    count(channel, bot, "not_taken");
-    tracing::warn!(bot, error = %chain(error), "the stream did not take a message");
+fn not_taken(error: &PublishError) -> Problem {
     match error {
         PublishError::TooLarge => Problem::new(413, "too-large", "The message is larger than the stream takes."),
         PublishError::NotAcknowledged(_) | PublishError::Encode(_) => {

@@ -18,6 +18,7 @@ use crate::message::{Amendment, Button, Event, InboundMessage, OutboundPart, Pee
 
 mod addressing;
 mod content;
+pub mod polling;
 
 /// The longest text of one message, in UTF-16 units (Bot API, "sendMessage": 4096 characters).
 pub(super) const TEXT_UNITS_MAX: usize = 4096;

@@ -188,8 +188,12 @@ fn responder(table: &Table<'_>, responders: &[&str]) -> Option<String> {
 
 fn telegram(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<TelegramBot> {
     let token = table.required_secret("token", &secret::TELEGRAM_TOKEN);
-    let webhook_secret = table.required_secret("webhook_secret", &secret::WEBHOOK_SECRET);
-    let updates = table.optional("updates", &word(&[("webhook", Updates::Webhook)], &["polling"]));
+    let updates =
+        table.optional("updates", &word(&[("webhook", Updates::Webhook), ("polling", Updates::Polling)], &[]));
+    let updates = updates.unwrap_or(Updates::Webhook);
+    // A secret may stay in the file while a bot is polled; nothing comes that could have it.
+    let is_secret_needed = updates == Updates::Webhook || table.value("webhook_secret").is_some();
+    let webhook_secret = is_secret_needed.then(|| table.required_secret("webhook_secret", &secret::WEBHOOK_SECRET));
     let api_base = table.optional("api_base", &base_url(TelegramBot::DEFAULT_API_BASE));
     let username = table.optional("username", &username());
 
@@ -201,9 +205,12 @@ fn telegram(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<Te
     }
     Some(TelegramBot {
         token,
-        webhook_secret: Some(webhook_secret?),
+        webhook_secret: match webhook_secret {
+            Some(secret) => Some(secret?),
+            None => None,
+        },
         api_base: api_base.unwrap_or_else(|| TelegramBot::DEFAULT_API_BASE.to_owned()),
-        updates: updates.unwrap_or(Updates::Webhook),
+        updates,
         username,
     })
 }

@@ -330,7 +330,10 @@ impl Bot {
 /// How updates come from Telegram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Updates {
+    /// Telegram calls us.
     Webhook,
+    /// `getUpdates`, for machines that Telegram cannot reach.
+    Polling,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -2,7 +2,7 @@
 //!
 //! Inbound it keeps Telegram's rules as the published Bot API server has them: one queue per chat, strictly one after
 //! another, chats side by side, the same update again until the answer is 2xx; only the pauses are scaled from seconds to
-//! milliseconds. Refuses to know Turnwise. Invariant: a message is in [`Log::delivered`] exactly when a user would see it.
+//! milliseconds. Or it keeps the updates until they are fetched, one program at a time. Refuses to know Turnwise. Invariant: a message is in [`Log::delivered`] exactly when a user would see it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -77,6 +77,12 @@ pub(crate) struct Log {
     pub(crate) delivered: Vec<Sent>,
     /// Those that came too fast for the rate limits.
     pub(crate) limited: Vec<Sent>,
+    /// Updates that `getUpdates` gave, those included that it gave again.
+    pub(crate) fetched: usize,
+    /// How often it was refused because of a webhook or another call.
+    pub(crate) conflicts: usize,
+    /// Every call of `deleteWebhook`.
+    pub(crate) deletions: usize,
     /// Every call of `sendChatAction`; the text is the action.
     pub(crate) actions: Vec<Sent>,
 }
@@ -111,6 +117,16 @@ struct Api {
     log: watch::Sender<Log>,
     faults: Mutex<HashMap<i64, VecDeque<Fault>>>,
     rate_limits: Mutex<Option<RateLimits>>,
+    kept: watch::Sender<Kept>,
+}
+
+/// What `getUpdates` fetches.
+#[derive(Debug, Default)]
+struct Kept {
+    updates: VecDeque<Value>,
+    webhook: String,
+    /// Counts the calls: an earlier one ends when another comes.
+    calls: usize,
 }
 
 impl RateLimits {
@@ -142,8 +158,12 @@ struct Inbound {
 impl Telegram {
     /// `webhook` is where the bot listens: `http://127.0.0.1:PORT/webhooks/telegram/BOT`.
     pub(crate) async fn start(webhook: String) -> Self {
-        let api =
-            Arc::new(Api { log: watch::Sender::default(), faults: Mutex::default(), rate_limits: Mutex::default() });
+        let api = Arc::new(Api {
+            log: watch::Sender::default(),
+            faults: Mutex::default(),
+            rate_limits: Mutex::default(),
+            kept: watch::Sender::default(),
+        });
         let router =
             axum::Router::new().route("/{bot}/{method}", axum::routing::any(call)).with_state(Arc::clone(&api));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -209,6 +229,22 @@ impl Telegram {
         });
         queue.send(update.clone()).unwrap();
         update
+    }
+
+    /// Keeps a text message of a chat until it is fetched.
+    pub(crate) fn keep(&self, chat: i64, text: &str) {
+        let update = self.update(chat, text);
+        self.api.kept.send_modify(|kept| kept.updates.push_back(update));
+    }
+
+    /// Updates that are not confirmed yet.
+    pub(crate) fn kept(&self) -> usize {
+        self.api.kept.borrow().updates.len()
+    }
+
+    /// Sets a webhook, as another program would; nothing is sent there.
+    pub(crate) fn set_webhook(&self, url: &str) {
+        self.api.kept.send_modify(|kept| url.clone_into(&mut kept.webhook));
     }
 
     /// One try of one update, around the queues.
@@ -278,10 +314,52 @@ async fn call(State(api): State<Arc<Api>>, Path((bot, method)): Path<(String, St
         "sendMessage" => send_message(&api, &body).await,
         "sendChatAction" => send_chat_action(&api, &body),
         "getMe" => result(&json!({ "id": 424_242, "is_bot": true, "first_name": "Ann", "username": "stand_in_bot" })),
-        "getWebhookInfo" => result(&json!({ "url": "", "has_custom_certificate": false, "pending_update_count": 0 })),
-        "setWebhook" | "deleteWebhook" => result(&json!(true)),
+        "getUpdates" => get_updates(&api, &body).await,
+        "getWebhookInfo" => {
+            let kept = api.kept.borrow();
+            let pending = kept.updates.len();
+            result(&json!({ "url": kept.webhook, "has_custom_certificate": false, "pending_update_count": pending }))
+        }
+        "setWebhook" => result(&json!(true)),
+        "deleteWebhook" => {
+            api.log.send_modify(|log| log.deletions += 1);
+            api.kept.send_modify(|kept| kept.webhook.clear());
+            result(&json!(true))
+        }
         _ => error(StatusCode::NOT_FOUND, "Not Found", None),
     }
+}
+
+async fn get_updates(api: &Api, body: &str) -> Response {
+    let request: Value = serde_json::from_str(body).unwrap_or_default();
+    let conflict = |description: &str| {
+        api.log.send_modify(|log| log.conflicts += 1);
+        error(StatusCode::CONFLICT, description, None)
+    };
+    let mut call = 0;
+    api.kept.send_modify(|kept| {
+        kept.calls += 1;
+        call = kept.calls;
+        if let Some(offset) = request["offset"].as_i64().filter(|_| kept.webhook.is_empty()) {
+            kept.updates.retain(|update| update["update_id"].as_i64() >= Some(offset));
+        }
+    });
+    let has_news = |kept: &Kept| kept.calls > call || !kept.webhook.is_empty() || !kept.updates.is_empty();
+    let limit = Duration::from_secs(request["timeout"].as_u64().unwrap_or(0));
+    let mut news = api.kept.subscribe();
+    // Without news in time, the answer is an empty batch.
+    let _in_time = tokio::time::timeout(limit, news.wait_for(has_news)).await.is_ok();
+    let kept = api.kept.borrow();
+    if kept.calls > call {
+        return conflict("Conflict: terminated by other getUpdates request");
+    }
+    if !kept.webhook.is_empty() {
+        return conflict("Conflict: can't use getUpdates method while webhook is active");
+    }
+    let limit = usize::try_from(request["limit"].as_u64().unwrap_or(100)).unwrap();
+    let batch: Vec<_> = kept.updates.iter().take(limit).collect();
+    api.log.send_modify(|log| log.fetched += batch.len());
+    result(&json!(batch))
 }
 
 fn send_chat_action(api: &Api, body: &str) -> Response {
