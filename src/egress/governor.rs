@@ -30,6 +30,9 @@ const MARGIN_PERCENT: u32 = 103;
 const REFUSED_CHATS: usize = 3;
 const REFUSALS_WITHIN: Duration = Duration::from_secs(5);
 
+/// The longest pause that is kept, whatever a platform asks for: a call once an hour harms nobody.
+const PAUSE_MAX: Duration = Duration::from_secs(60 * 60);
+
 /// What is remembered of a lane that did not ask again: its partition has moved. Longer than the longest pause of a lane.
 const FORGET_AFTER: Duration = Duration::from_secs(2 * 60 * 60);
 
@@ -195,7 +198,7 @@ impl Account {
     }
 
     fn refused(&mut self, chat: Peer, scope: Scope, delay: Duration, now: Instant) {
-        let until = now + delay;
+        let until = now + delay.min(PAUSE_MAX);
         self.refusals.retain(|(at, other)| *other != chat && now.duration_since(*at) < REFUSALS_WITHIN);
         self.refusals.push_back((now, chat.clone()));
         if scope == Scope::Bot || self.refusals.len() >= REFUSED_CHATS {
