@@ -14,8 +14,8 @@ use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use self::governor::{Governor, Permission};
-use crate::channel::{self, Answer, Call, Scope};
+use self::governor::{Ended, Governor, Permission};
+use crate::channel::{self, Answer, Call};
 use crate::config::{Bot, BotChannel, OnUncertain};
 use crate::message::{Channel, ConversationKey, OutboundPart, Timestamp};
 use crate::platform::{Called, Platforms};
@@ -179,13 +179,9 @@ impl Egress {
                 self.publisher.turn_notice(part.turn_id).await;
                 Answer::Sent { platform_message_id: None }
             }
-            (_, Some(call)) => self.call(bot, &call, attempt).await,
+            (_, Some(call)) => self.call(bot, &call, attempt, permit).await,
             (_, None) => Answer::Failed { error: "this peer cannot be written to".to_owned(), unreachable: true },
         };
-        if let (Answer::RetryAfter { delay, scope, .. }, Some(permit)) = (&answer, &permit) {
-            permit.refused(*scope, *delay);
-        }
-        drop(permit);
         if matches!(answer, Answer::Sent { .. }) {
             let taken = Timestamp::now().micros_since(part.created_at);
             metric::end_to_end(part.key.channel, Duration::from_micros(taken));
@@ -259,7 +255,7 @@ impl Egress {
         }
     }
 
-    async fn call(&self, bot: &Bot, call: &Call, attempt: u32) -> Answer {
+    async fn call(&self, bot: &Bot, call: &Call, attempt: u32, mut permit: Option<Permit<'_>>) -> Answer {
         let span = tracing::info_span!(
             "POST",
             otel.kind = "client",
@@ -270,7 +266,14 @@ impl Egress {
             error.type = tracing::field::Empty,
         );
         let started = Instant::now();
+        if let Some(permit) = &mut permit {
+            // Until it is known better, also when this is cancelled.
+            permit.ended = Ended::Unanswered;
+        }
         let Called { status, answer } = self.platforms.call(bot, call, CALL_TIMEOUT).instrument(span.clone()).await;
+        if let Some(permit) = permit {
+            permit.answered(status, &answer);
+        }
         metric::egress_attempt(bot.channel(), status);
         span.record("http.response.status_code", status);
         let error_type = match &answer {
@@ -293,7 +296,9 @@ struct Permit<'a> {
     egress: &'a Egress,
     key: ConversationKey,
     lane: Arc<str>,
+    begun: tokio::time::Instant,
     waited: Duration,
+    ended: Ended,
 }
 
 impl<'a> Permit<'a> {
@@ -304,9 +309,10 @@ impl<'a> Permit<'a> {
             return Ok(None);
         }
         let lane = Arc::clone(&message.lane);
-        let permission = egress.governor().ask(&key.bot, &key.peer, &lane, tokio::time::Instant::now());
+        let begun = tokio::time::Instant::now();
+        let permission = egress.governor().ask(&key.bot, &key.peer, &lane, begun);
         match permission {
-            Permission::Go { waited } => Ok(Some(Self { egress, key, lane, waited })),
+            Permission::Go { waited } => Ok(Some(Self { egress, key, lane, begun, waited, ended: Ended::Unmade })),
             Permission::At(until) => Err(until),
         }
     }
@@ -325,15 +331,23 @@ impl<'a> Permit<'a> {
         }
     }
 
-    fn refused(&self, scope: Scope, delay: Duration) {
-        let (key, now) = (&self.key, tokio::time::Instant::now());
-        self.egress.governor().refused(&key.bot, &key.peer, &self.lane, scope, delay, now);
+    fn answered(mut self, status: Option<u16>, answer: &Answer) {
+        self.ended = match (status, answer) {
+            (Some(_), _) => Ended::Answered,
+            (None, Answer::NotSent { .. }) => Ended::Unmade,
+            (None, _) => Ended::Unanswered,
+        };
+        if let Answer::RetryAfter { delay, scope, .. } = answer {
+            let (key, now) = (&self.key, tokio::time::Instant::now());
+            self.egress.governor().refused(&key.bot, &key.peer, &self.lane, *scope, *delay, now);
+        }
     }
 }
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.egress.governor().ended(&self.key.bot, &self.key.peer, tokio::time::Instant::now());
+        let (key, now) = (&self.key, tokio::time::Instant::now());
+        self.egress.governor().ended(&key.bot, &key.peer, self.begun, self.ended, now);
     }
 }
 

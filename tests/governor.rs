@@ -47,7 +47,7 @@ async fn replies_to_many_chats_and_groups_leave_in_order_without_a_429() {
     deployment.settled(total, PATIENCE).await;
 
     deployment.telegram.log(|log| {
-        assert!(log.limited.is_empty(), "{} answers came too fast, such as {:?}", log.limited.len(), log.limited[0]);
+        assert!(log.limited.is_empty(), "{} came too fast, such as {:?}", log.limited.len(), log.limited[0]);
         for (chat, messages) in &loads {
             let expected: Vec<String> = (1..=*messages).map(|n| answer(*chat, n)).collect();
             assert_eq!(log.texts(*chat), expected, "what chat {chat} sees");

@@ -2,8 +2,8 @@
 //!
 //! Pure: the time is an argument, and nobody waits here. Refuses to queue: who may not send yet is told when to ask again, and
 //! keeps its place among the chats of its bot meanwhile. Invariants, kept by the property tests below: however late a chat
-//! asks again and however long a call takes, neither a chat nor a bot gets more than its limit in any window; and what waits
-//! leaves within 5 % of the time that the limits allow.
+//! asks again and however long a call is on its way, neither a chat nor a bot gets more than its limit in any window; and what
+//! waits leaves within 5 % of the time that the limits allow.
 //!
 //! Limits hold for a whole bot, partitions belong to processes: each keeps to the share of the bot's limit that its
 //! partitions are of all. What an earlier owner of a partition sent in its last minute is not known here; then the
@@ -22,9 +22,12 @@ use crate::message::Peer;
 
 mod meter;
 
-/// A bot's calls run side by side, and reach the platform a little earlier or later than they were begun: its limit is used
-/// to 100 / 103, which makes up for 3 % of a window.
+/// A bot's calls run side by side, and none can wait for another's answer: its limit is used to 100 / 103, which makes up for
+/// what is not known of the time that they are on their way.
 const MARGIN_PERCENT: u32 = 103;
+
+/// After so many answers, the fastest one tells how long a call takes at least.
+const ANSWERS_NEEDED: u32 = 16;
 
 /// When so many chats are told to wait within [`REFUSALS_WITHIN`], the whole bot is meant.
 const REFUSED_CHATS: usize = 3;
@@ -42,13 +45,24 @@ const SWEEP_FROM: usize = 1_024;
 /// The answer to [`Governor::ask`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Permission {
-    /// Now; [`Governor::ended`] must follow.
+    /// Now; [`Governor::ended`] must follow, with this moment.
     Go {
         /// Since the lane asked first, or was told by the platform to wait.
         waited: Duration,
     },
     /// Ask again at this moment.
     At(Instant),
+}
+
+/// What came of a call that was permitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The platform answered, whatever it said.
+    Answered,
+    /// Nobody knows whether it has it.
+    Unanswered,
+    /// It was not made.
+    Unmade,
 }
 
 /// Decides for all bots of a process.
@@ -65,7 +79,10 @@ struct Account {
     share: Option<Share>,
     /// Up to when the bot's calls are handed out, in the sense of [`pace`].
     handed_out: Option<Instant>,
-    begun: Window,
+    calls: Window,
+    answers: u32,
+    /// The least time from a permission to its answer.
+    fastest: Duration,
     blocked_until: Option<Instant>,
     refusals: VecDeque<(Instant, Peer)>,
     chats: HashMap<Peer, Meter>,
@@ -120,9 +137,10 @@ impl Governor {
         }
     }
 
-    /// A call that was permitted has its answer, or is not made.
-    pub fn ended(&mut self, bot: &str, peer: &Peer, now: Instant) {
+    /// The call that was permitted at `begun` is over.
+    pub fn ended(&mut self, bot: &str, peer: &Peer, begun: Instant, ended: Ended, now: Instant) {
         let Some(account) = self.accounts.get_mut(bot) else { return };
+        account.recount(begun, ended, now);
         let chat = chat(peer);
         let limit = account.limit(&chat);
         if let Some(meter) = account.chats.get_mut(&chat) {
@@ -144,7 +162,9 @@ impl Account {
             limits,
             share: limits.bot.map(|limit| Share::new(limit, 1, 1)),
             handed_out: None,
-            begun: Window::default(),
+            calls: Window::default(),
+            answers: 0,
+            fastest: Duration::MAX,
             blocked_until: None,
             refusals: VecDeque::new(),
             chats: HashMap::new(),
@@ -173,14 +193,14 @@ impl Account {
             return Permission::At(later);
         }
         let place = place.unwrap_or_else(|| self.reserve(now));
-        let later = self.share.and_then(|share| self.begun.free_at(share.window, 0, now)).unwrap_or(now).max(place);
+        let later = self.share.and_then(|share| self.calls.free_at(share.window, 0, now)).unwrap_or(now).max(place);
         if later > now {
             self.waiting.insert(Arc::clone(lane), Waiting { since, place: Some(place) });
             return Permission::At(later);
         }
         self.waiting.remove(lane);
         if let Some(share) = self.share {
-            self.begun.push(share.window, now);
+            self.calls.push(share.window, now);
         }
         if limit.is_some() {
             self.chats.entry(chat).or_default().begin(limit, now);
@@ -195,6 +215,24 @@ impl Account {
         let place = place.unwrap_or(now).max(now);
         self.handed_out = Some(self.handed_out.unwrap_or(now).max(now) + share.interval);
         place
+    }
+
+    /// A call counted from its permission until it was over; now it is known better when the platform can have counted it:
+    /// as long before the answer as the way back takes at least. With the way of the next call there, that is the time of
+    /// the fastest call, of which nobody knows how it is divided, nor needs to.
+    fn recount(&mut self, begun: Instant, ended: Ended, now: Instant) {
+        let Some(share) = self.share else { return };
+        self.calls.remove(begun);
+        let on_its_way = match ended {
+            Ended::Unmade => return,
+            Ended::Unanswered => Duration::ZERO,
+            Ended::Answered => {
+                self.answers = self.answers.saturating_add(1);
+                self.fastest = self.fastest.min(now.duration_since(begun));
+                if self.answers < ANSWERS_NEEDED { Duration::ZERO } else { self.fastest }
+            }
+        };
+        self.calls.push(share.window, now.checked_sub(on_its_way).unwrap_or(now));
     }
 
     fn refused(&mut self, chat: Peer, scope: Scope, delay: Duration, now: Instant) {

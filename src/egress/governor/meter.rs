@@ -64,7 +64,7 @@ impl Meter {
     }
 }
 
-/// The last calls, as many as a limit allows in its window.
+/// The last calls, as many as a limit allows in its window, ascending.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     calls: VecDeque<Instant>,
@@ -72,9 +72,17 @@ pub(super) struct Window {
 
 impl Window {
     pub(super) fn push(&mut self, limit: SendLimit, now: Instant) {
-        self.calls.push_back(now);
+        let place = self.calls.partition_point(|call| *call <= now);
+        self.calls.insert(place, now);
         while self.calls.len() > limit.messages as usize {
             self.calls.pop_front();
+        }
+    }
+
+    /// Forgets one call of this moment, unless it is forgotten already.
+    pub(super) fn remove(&mut self, call: Instant) {
+        if let Ok(place) = self.calls.binary_search(&call) {
+            self.calls.remove(place);
         }
     }
 
