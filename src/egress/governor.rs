@@ -2,8 +2,8 @@
 //!
 //! Pure: the time is an argument, and nobody waits here. Refuses to queue: who may not send yet is told when to ask again, and
 //! keeps its place among the chats of its bot meanwhile. Invariants, kept by the property tests below: however late a chat
-//! asks again and however long a call is on its way, neither a chat nor a bot gets more than its limit in any window; and what
-//! waits leaves within 5 % of the time that the limits allow.
+//! asks again and however long a call is on its way, a chat gets no more than its limit in any window, and neither does a bot
+//! whose calls take less than a window; and what waits leaves within 5 % of the time that the limits allow.
 //!
 //! Limits hold for a whole bot, partitions belong to processes: each keeps to the share of the bot's limit that its
 //! partitions are of all. What an earlier owner of a partition sent in its last minute is not known here; then the
