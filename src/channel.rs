@@ -84,13 +84,22 @@ pub enum Answer {
     /// The platform has it.
     Sent { platform_message_id: Option<String> },
     /// It was not delivered, and nothing will be for `delay`, at most [`RETRY_AFTER_MAX`].
-    RetryAfter { delay: Duration, error: String },
+    RetryAfter { delay: Duration, scope: Scope, error: String },
     /// It was not delivered; trying again can help.
     NotSent { error: String },
     /// Refused for good. `unreachable`: this peer can get nothing from the bot until it writes again.
     Failed { error: String, unreachable: bool },
     /// It may or may not have been delivered.
     Uncertain { error: String },
+}
+
+/// To whom nothing will be delivered for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The chat of the call.
+    Chat,
+    /// Everybody whom the bot writes to.
+    Bot,
 }
 
 /// The longest error text kept of a platform's answer, in characters: one line in a log or a table.
@@ -176,14 +185,14 @@ pub fn classify(channel: Channel, status: u16, retry_after: Option<Duration>, bo
 fn unreadable(status: u16, retry_after: Option<Duration>) -> Answer {
     let error = format!("HTTP status {status} without a readable body");
     match status {
-        429 => retry(retry_after.unwrap_or(Duration::from_secs(1)), error),
+        429 => retry(retry_after.unwrap_or(Duration::from_secs(1)), Scope::Chat, error),
         300..=407 | 409..=499 => Answer::Failed { error, unreachable: false },
         _ => Answer::Uncertain { error },
     }
 }
 
-fn retry(delay: Duration, error: String) -> Answer {
-    Answer::RetryAfter { delay: delay.min(RETRY_AFTER_MAX), error }
+fn retry(delay: Duration, scope: Scope, error: String) -> Answer {
+    Answer::RetryAfter { delay: delay.min(RETRY_AFTER_MAX), scope, error }
 }
 
 /// A platform's error text on one line, cut to [`ERROR_CHARS_MAX`].

@@ -15,6 +15,7 @@ use crate::store::{StoreError, Takeover};
 use crate::stream::StreamError;
 
 pub use participant::Participant;
+pub use sole::Sole;
 pub use takeover::take_over;
 
 mod balance;
@@ -23,6 +24,7 @@ mod holdings;
 mod participant;
 #[cfg(test)]
 mod simulation;
+mod sole;
 mod takeover;
 mod view;
 

@@ -13,6 +13,7 @@ use toml::de::DeTable;
 mod bots;
 mod duration;
 mod expected;
+mod limits;
 mod nats;
 mod problem;
 mod reader;
@@ -28,8 +29,8 @@ pub use secret::Secret;
 pub use settings::{
     Argument, Bot, BotChannel, Burst, Console, Database, Effects, Http, HttpService, HttpTool, McpServer, McpTransport,
     MessengerBot, ModelApi, ModelConfig, Nats, NatsAuth, NatsServer, NatsTls, OnUncertain, OnUnknown, Rate,
-    ReplyInFlight, ResponderConfig, ResponderKind, Sync, TelegramBot, Telemetry, ToolConfig, ToolKind, Updates, WebBot,
-    Worker,
+    ReplyInFlight, ResponderConfig, ResponderKind, SendLimit, SendLimits, Sync, TelegramBot, Telemetry, ToolConfig,
+    ToolKind, Updates, WebBot, Worker,
 };
 pub(crate) use tools::compile_schema;
 pub use workflows::{Accepts, Ask, Check, Condition, Node, Pattern, Rule, Say, Scalar, Subject, Test, Workflow};

@@ -1,11 +1,12 @@
 //! Sending: one outbound part, one call to its platform, one honest row about it (G10).
 //!
 //! Refuses to reorder (one lane per chat, see the scheduler) and to guess: a call whose outcome nobody can know ends as
-//! `uncertain` or is sent again, as the operator decided. Invariant: `sending` is in the database before the first byte
-//! leaves, so that a crash in between is seen as what it is.
+//! `uncertain` or is sent again, as the operator decided. Invariants: `sending` is in the database before the first byte
+//! leaves, so that a crash in between is seen as what it is; and nothing is `sending` that waits for a rate limit, nor does
+//! it keep others from being sent: its lane is resumed when its time has come.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use backoff::backoff::Backoff as _;
@@ -13,14 +14,17 @@ use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use self::governor::{Ended, Governor, Permission};
 use crate::channel::{self, Answer, Call};
 use crate::config::{Bot, BotChannel, OnUncertain};
-use crate::message::{OutboundPart, Timestamp};
+use crate::message::{Channel, ConversationKey, OutboundPart, Timestamp};
 use crate::platform::{Called, Platforms};
 use crate::scheduler::{Failure, Task, Verdict, Work};
 use crate::store::{SendResult, SendStart, Settled, Store, StoreError};
 use crate::stream::{Publisher, StreamMessage};
-use crate::telemetry::{self, chain, json_fault, metric};
+use crate::telemetry::{self, Wait, chain, json_fault, metric};
+
+pub mod governor;
 
 /// A call without an answer after this time is uncertain. Both platforms answer within a second or two.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,17 +40,24 @@ pub struct Egress {
     publisher: Publisher,
     bots: BTreeMap<String, Bot>,
     platforms: Arc<Platforms>,
+    /// Held for a decision, never for a wait.
+    governor: Mutex<Governor>,
+    /// Of the outbound stream.
+    partitions: u16,
 }
 
 impl Egress {
     #[must_use]
-    pub const fn new(
+    pub fn new(
         store: Store,
         publisher: Publisher,
         bots: BTreeMap<String, Bot>,
         platforms: Arc<Platforms>,
+        partitions: u16,
     ) -> Self {
-        Self { store, publisher, bots, platforms }
+        let called = bots.values().filter(|bot| bot.channel() != Channel::Web);
+        let governor = Mutex::new(Governor::new(called.map(|bot| (bot.name.clone(), bot.limits))));
+        Self { store, publisher, bots, platforms, governor, partitions }
     }
 }
 
@@ -61,8 +72,16 @@ impl Work for Egress {
         self.store.settled_deliveries(&ids).await
     }
 
+    fn owns(&self, partitions: usize) {
+        self.governor().share(partitions, self.partitions);
+    }
+
     async fn run(&self, task: &Task) -> Verdict<Settled> {
         let message = task.message();
+        let permit = match Permit::ask(self, message) {
+            Ok(permit) => permit,
+            Err(until) => return Verdict::Postponed { until },
+        };
         let span = tracing::info_span!(
             "process turnwise.out",
             otel.kind = "consumer",
@@ -77,7 +96,10 @@ impl Work for Egress {
             // Nobody else sets it.
             let _ = task.traceparent.set(context);
         }
-        self.deliver(task).instrument(span).await
+        if let Some(permit) = &permit {
+            permit.record_wait(&span);
+        }
+        self.deliver(task, permit).instrument(span).await
     }
 
     async fn give_up(&self, task: &Task, failure: &Failure) -> Verdict<Settled> {
@@ -88,7 +110,12 @@ impl Work for Egress {
 }
 
 impl Egress {
-    async fn deliver(&self, task: &Task) -> Verdict<Settled> {
+    /// A decision that panicked has left at worst a wait that is too long.
+    fn governor(&self) -> MutexGuard<'_, Governor> {
+        self.governor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn deliver(&self, task: &Task, permit: Option<Permit<'_>>) -> Verdict<Settled> {
         let Some(id) = delivery_id(task.message()) else { return self.disown(task.message()) };
         // The same for every try: a beginning whose answer got lost must not be taken for one that a crash interrupted.
         let begun_at = Timestamp::now();
@@ -108,9 +135,9 @@ impl Egress {
         };
         match start {
             SendStart::Begun { attempt } if asked.elapsed() > STALE_AFTER => {
-                self.send_if_owner(task, id, attempt).await
+                self.send_if_owner(task, id, attempt, permit).await
             }
-            SendStart::Begun { attempt } => self.send(task, id, attempt).await,
+            SendStart::Begun { attempt } => self.send(task, id, attempt, permit).await,
             SendStart::Interrupted => {
                 self.unclear(task, id, "the process ended between the call and its answer".to_owned()).await
             }
@@ -126,9 +153,9 @@ impl Egress {
     /// The beginning took so long that this process may have been paused and replaced meanwhile; then later replies of the
     /// chat may have left already. If so, nothing was sent, and that is recorded for the new owner. Only a pause in the call
     /// itself can still send late.
-    async fn send_if_owner(&self, task: &Task, id: Uuid, attempt: u32) -> Verdict<Settled> {
+    async fn send_if_owner(&self, task: &Task, id: Uuid, attempt: u32, permit: Option<Permit<'_>>) -> Verdict<Settled> {
         let (error, verdict) = match self.store.owns(&task.ownership).await {
-            Ok(true) => return self.send(task, id, attempt).await,
+            Ok(true) => return self.send(task, id, attempt, permit).await,
             Ok(false) => ("the process was paused before the call".to_owned(), Verdict::Fenced),
             Err(error) => (chain(&error), Verdict::Wait { cause: chain(&error), after: None }),
         };
@@ -136,7 +163,7 @@ impl Egress {
         again(recorded, verdict)
     }
 
-    async fn send(&self, task: &Task, id: Uuid, attempt: u32) -> Verdict<Settled> {
+    async fn send(&self, task: &Task, id: Uuid, attempt: u32, permit: Option<Permit<'_>>) -> Verdict<Settled> {
         let part: OutboundPart = match serde_json::from_slice(&task.message().payload) {
             Ok(part) => part,
             Err(error) => {
@@ -152,7 +179,7 @@ impl Egress {
                 self.publisher.turn_notice(part.turn_id).await;
                 Answer::Sent { platform_message_id: None }
             }
-            (_, Some(call)) => self.call(bot, &call, attempt).await,
+            (_, Some(call)) => self.call(bot, &call, attempt, permit).await,
             (_, None) => Answer::Failed { error: "this peer cannot be written to".to_owned(), unreachable: true },
         };
         if matches!(answer, Answer::Sent { .. }) {
@@ -167,7 +194,7 @@ impl Egress {
             Answer::Sent { platform_message_id } => {
                 self.settle(task, id, SendResult::Sent { platform_message_id }).await
             }
-            Answer::RetryAfter { delay, error } => {
+            Answer::RetryAfter { delay, error, .. } => {
                 let verdict = self.settle(task, id, SendResult::NotSent { error: error.clone() }).await;
                 again(verdict, Verdict::Wait { cause: error, after: Some(delay) })
             }
@@ -228,7 +255,7 @@ impl Egress {
         }
     }
 
-    async fn call(&self, bot: &Bot, call: &Call, attempt: u32) -> Answer {
+    async fn call(&self, bot: &Bot, call: &Call, attempt: u32, mut permit: Option<Permit<'_>>) -> Answer {
         let span = tracing::info_span!(
             "POST",
             otel.kind = "client",
@@ -239,7 +266,14 @@ impl Egress {
             error.type = tracing::field::Empty,
         );
         let started = Instant::now();
+        if let Some(permit) = &mut permit {
+            // Until it is known better, also when this is cancelled.
+            permit.ended = Ended::Unanswered;
+        }
         let Called { status, answer } = self.platforms.call(bot, call, CALL_TIMEOUT).instrument(span.clone()).await;
+        if let Some(permit) = permit {
+            permit.answered(status, &answer);
+        }
         metric::egress_attempt(bot.channel(), status);
         span.record("http.response.status_code", status);
         let error_type = match &answer {
@@ -254,6 +288,66 @@ impl Egress {
         }
         tracing::debug!(bot = bot.name, duration_ms = started.elapsed().as_millis(), "platform called");
         answer
+    }
+}
+
+/// The governor's permission for one call; given back when the call has its answer, or is not made.
+struct Permit<'a> {
+    egress: &'a Egress,
+    key: ConversationKey,
+    lane: Arc<str>,
+    begun: tokio::time::Instant,
+    waited: Duration,
+    ended: Ended,
+}
+
+impl<'a> Permit<'a> {
+    /// `None` for what no platform is called for; else, where it is too early, when to ask again.
+    fn ask(egress: &'a Egress, message: &StreamMessage) -> Result<Option<Self>, tokio::time::Instant> {
+        let Ok(key) = message.lane.parse::<ConversationKey>() else { return Ok(None) };
+        if key.channel == Channel::Web {
+            return Ok(None);
+        }
+        let lane = Arc::clone(&message.lane);
+        let begun = tokio::time::Instant::now();
+        let permission = egress.governor().ask(&key.bot, &key.peer, &lane, begun);
+        match permission {
+            Permission::Go { waited } => Ok(Some(Self { egress, key, lane, begun, waited, ended: Ended::Unmade })),
+            Permission::At(until) => Err(until),
+        }
+    }
+
+    fn record_wait(&self, span: &tracing::Span) {
+        metric::egress_wait(self.waited);
+        if self.waited.is_zero() {
+            return;
+        }
+        let end = Timestamp::now();
+        let micros = i64::try_from(self.waited.as_micros()).unwrap_or(i64::MAX);
+        let start = Timestamp::from_micros(end.as_micros().saturating_sub(micros));
+        if let Some(parent) = telemetry::current_traceparent(span) {
+            let name = telemetry::span::EGRESS_WAIT;
+            telemetry::record_wait(&Wait { name, parent: &parent, start, end, link: None, attributes: Vec::new() });
+        }
+    }
+
+    fn answered(mut self, status: Option<u16>, answer: &Answer) {
+        self.ended = match (status, answer) {
+            (Some(_), _) => Ended::Answered,
+            (None, Answer::NotSent { .. }) => Ended::Unmade,
+            (None, _) => Ended::Unanswered,
+        };
+        if let Answer::RetryAfter { delay, scope, .. } = answer {
+            let (key, now) = (&self.key, tokio::time::Instant::now());
+            self.egress.governor().refused(&key.bot, &key.peer, &self.lane, *scope, *delay, now);
+        }
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        let (key, now) = (&self.key, tokio::time::Instant::now());
+        self.egress.governor().ended(&key.bot, &key.peer, self.begun, self.ended, now);
     }
 }
 

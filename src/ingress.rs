@@ -42,6 +42,7 @@ mod health;
 mod limit;
 mod openapi;
 mod page;
+pub mod polling;
 mod problem;
 mod turns;
 mod webhooks;
@@ -61,6 +62,15 @@ const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a client that was refused for load is asked to wait, in seconds.
 const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// How the process comes to its end.
+#[derive(Debug)]
+pub struct Stops {
+    /// Cancelled when the process begins to stop: not ready any more.
+    pub draining: CancellationToken,
+    /// Cancelled when no more turns will finish here: nobody waits any longer.
+    pub closing: CancellationToken,
+}
 
 /// What the handlers share.
 pub struct Ingress {
@@ -98,8 +108,7 @@ impl Ingress {
         publisher: Publisher,
         platforms: Arc<Platforms>,
         metrics: metric::Metrics,
-        draining: CancellationToken,
-        closing: CancellationToken,
+        Stops { draining, closing }: Stops,
     ) -> Self {
         Self {
             store,
@@ -200,8 +209,14 @@ impl Ingress {
         }
     }
 
-    /// Makes an event durable. Nothing but the stream's acknowledgement lets a webhook answer 2xx.
+    /// Makes an event durable, or says what to answer.
     async fn publish(&self, verified: &Verified) -> Result<Published, Problem> {
+        self.make_durable(verified).await.map_err(|error| not_taken(&error))
+    }
+
+    /// Makes an event durable. Nothing but the stream's acknowledgement lets a webhook answer 2xx, or Telegram forget an
+    /// update.
+    async fn make_durable(&self, verified: &Verified) -> Result<Published, PublishError> {
         let envelope = verified.envelope();
         let span = tracing::info_span!(
             "send turnwise.in",
@@ -230,7 +245,11 @@ impl Ingress {
                 self.acknowledge(envelope);
                 Ok(published)
             }
-            Err(error) => Err(not_taken(channel, bot, &error)),
+            Err(error) => {
+                count(channel, bot, "not_taken");
+                tracing::warn!(bot, error = %chain(&error), "the stream did not take a message");
+                Err(error)
+            }
         }
     }
 
@@ -256,9 +275,7 @@ fn count(channel: Channel, bot: &str, outcome: &'static str) {
     metric::ingress_message(channel, bot, outcome);
 }
 
-fn not_taken(channel: Channel, bot: &str, error: &PublishError) -> Problem {
-    count(channel, bot, "not_taken");
-    tracing::warn!(bot, error = %chain(error), "the stream did not take a message");
+fn not_taken(error: &PublishError) -> Problem {
     match error {
         PublishError::TooLarge => Problem::new(413, "too-large", "The message is larger than the stream takes."),
         PublishError::NotAcknowledged(_) | PublishError::Encode(_) => {

@@ -63,11 +63,32 @@ impl Platforms {
         };
         let status = response.status().as_u16();
         let retry_after = retry_after(&response);
-        let answer = match bounded_body(response).await {
+        let answer = match bounded_body(response, MAX_ANSWER_BYTES).await {
             Ok(body) => channel::classify(bot.channel(), status, retry_after, &without_secret(bot, body)),
             Err(error) => without_answer(error),
         };
         Called { status: Some(status), answer }
+    }
+}
+
+impl Platforms {
+    /// One call that sends nothing to anybody: the HTTP status and the body, at most `bytes_max` of it.
+    ///
+    /// # Errors
+    /// Why there is no answer, in words.
+    pub async fn fetch(
+        &self,
+        bot: &Bot,
+        call: &Call,
+        timeout: Duration,
+        bytes_max: usize,
+    ) -> Result<(u16, Vec<u8>), String> {
+        let client = self.clients.get(&bot.name).ok_or_else(|| "the bot's api_base is not an address".to_owned())?;
+        let words = |error: reqwest::Error| chain(&error.without_url());
+        let response = client.post(call.url.expose()).timeout(timeout).json(&call.body).send().await.map_err(words)?;
+        let status = response.status().as_u16();
+        let body = bounded_body(response, bytes_max).await.map_err(words)?;
+        Ok((status, without_secret(bot, body)))
     }
 }
 
@@ -96,12 +117,12 @@ fn retry_after(response: &reqwest::Response) -> Option<Duration> {
     value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
-async fn bounded_body(mut response: reqwest::Response) -> Result<Vec<u8>, reqwest::Error> {
+async fn bounded_body(mut response: reqwest::Response, bytes_max: usize) -> Result<Vec<u8>, reqwest::Error> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
-        let room = MAX_ANSWER_BYTES - body.len();
+        let room = bytes_max - body.len();
         body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        if body.len() == MAX_ANSWER_BYTES {
+        if body.len() == bytes_max {
             break;
         }
     }

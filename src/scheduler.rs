@@ -13,6 +13,7 @@ use std::time::Duration;
 use backoff::ExponentialBackoff;
 use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::bursts::{Label, Rules};
@@ -116,6 +117,8 @@ pub enum Verdict<R> {
     Hopeless(Failure),
     /// Something outside is away or asked for patience; the messages are not to blame and the attempt does not count.
     Wait { cause: String, after: Option<Duration> },
+    /// Nothing was done, because it is too early; again at this moment. That is not an attempt, and no news.
+    Postponed { until: Instant },
     /// The partition has a newer owner.
     Fenced,
     /// The attempt was cancelled and left nothing behind.
@@ -141,6 +144,9 @@ pub trait Work: Send + Sync + 'static {
 
     /// Told the size of the scheduler after each event: tasks running, lanes with messages, messages parked.
     fn observe(&self, _running: usize, _lanes: usize) {}
+
+    /// Told how many partitions it is done for in this process, whenever that changes.
+    fn owns(&self, _partitions: usize) {}
 
     /// One attempt.
     async fn run(&self, task: &Task) -> Verdict<Self::Receipt>;

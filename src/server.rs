@@ -17,12 +17,13 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::cluster::{self, ClusterError, Participant, Prepare};
+use crate::cluster::{self, ClusterError, Participant, Prepare, Sole};
 use crate::config::{Bot, Config, NatsServer};
 use crate::egress::Egress;
-use crate::ingress::{self, Ingress};
+use crate::ingress::{self, Ingress, Stops, polling};
 use crate::message::escape;
 use crate::nats_server::ManagedServer;
 use crate::platform::Platforms;
@@ -213,6 +214,7 @@ pub async fn run(
 /// The parts of a running process.
 struct Running {
     shares: Vec<Share>,
+    pollers: TaskTracker,
     http: JoinHandle<std::io::Result<()>>,
     stopping: Stopping,
     draining: CancellationToken,
@@ -246,27 +248,28 @@ impl Running {
             shares.push(Share::join(turns, outbox, config, &inbound, store, turn_limits(config), &stopping).await?);
         }
         if roles.egress {
-            let egress = Egress::new(store.clone(), publisher.clone(), config.bots.clone(), Arc::clone(&platforms));
+            let partitions = config.nats.partitions;
+            let egress =
+                Egress::new(store.clone(), publisher.clone(), config.bots.clone(), Arc::clone(&platforms), partitions);
             shares.push(Share::join(egress, (), config, &outbound, store, send_limits(), &stopping).await?);
         }
         tokio::spawn({
             let (metrics, closing) = (metrics.clone(), closing.clone());
             async move { metrics.run_upkeep(closing).await }
         });
-        let shared = Ingress::new(
-            config,
-            store.clone(),
-            inbound,
-            publisher,
-            platforms,
-            metrics,
-            draining.clone(),
-            closing.clone(),
-        );
-        let router = ingress::router(Arc::new(shared), roles.ingress);
+        let handle = inbound.clone();
+        let stops = Stops { draining: draining.clone(), closing: closing.clone() };
+        let shared = Ingress::new(config, store.clone(), inbound, publisher, Arc::clone(&platforms), metrics, stops);
+        let shared = Arc::new(shared);
+        let pollers = TaskTracker::new();
+        if roles.ingress {
+            start_pollers(config, &handle, &shared, &platforms, &stopping.drain, &pollers);
+        }
+        pollers.close();
+        let router = ingress::router(shared, roles.ingress);
         let serve = axum::serve(listener, router).with_graceful_shutdown(closing.clone().cancelled_owned());
         let http = tokio::spawn(serve.into_future());
-        Ok(Self { shares, http, stopping, draining, closing })
+        Ok(Self { shares, pollers, http, stopping, draining, closing })
     }
 
     async fn until(mut self, stop: CancellationToken, grace: Duration) -> anyhow::Result<()> {
@@ -292,6 +295,8 @@ impl Running {
             tokio::time::sleep(grace).await;
             halt.cancel();
         });
+        // They end at once, with what they fetched on the stream or still Telegram's.
+        self.pollers.wait().await;
         for share in self.shares {
             share.ended().await;
         }
@@ -301,6 +306,26 @@ impl Running {
         if !self.http.is_finished() && tokio::time::timeout(CLOSE_PATIENCE, self.http).await.is_err() {
             tracing::warn!("some HTTP requests did not end in time");
         }
+    }
+}
+
+/// Fetches the updates of the bots that are not sent them; one process at a time for each bot.
+fn start_pollers(
+    config: &Config,
+    handle: &StreamHandle,
+    ingress: &Arc<Ingress>,
+    platforms: &Arc<Platforms>,
+    stop: &CancellationToken,
+    pollers: &TaskTracker,
+) {
+    let settings = cluster::Settings::new(member_id(config), config.nats.partitions, config.nats.replicas);
+    for (bot, telegram) in polling::polled_bots(config.bots.values()) {
+        let sole = Sole::new(&settings, handle.clone(), format!("poll-{}", bot.name));
+        let (ingress, platforms, stop) = (Arc::clone(ingress), Arc::clone(platforms), stop.clone());
+        let (bot, telegram) = (bot.clone(), telegram.clone());
+        pollers.spawn(async move {
+            sole.run(|| polling::poll(&ingress, &platforms, &bot, &telegram), stop).await;
+        });
     }
 }
 

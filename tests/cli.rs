@@ -214,7 +214,10 @@ async fn the_webhook_is_set_and_deleted_and_described() {
     assert_eq!(info.code, 0, "{info:?}");
     let described: Value = serde_json::from_str(&info.stdout).unwrap();
     assert_eq!(described["pending_update_count"], 0);
-    insta::assert_snapshot!(info.stderr, @"warning: no webhook is set; run `turnwise telegram set-webhook`");
+    insta::assert_snapshot!(info.stderr, @r"
+    Telegram sends the updates of this bot to its webhook
+    warning: no webhook is set; run `turnwise telegram set-webhook`
+    ");
     let deleted = folder.telegram("delete-webhook").await;
     assert_eq!((deleted.code, deleted.stdout.as_str()), (0, ""), "{deleted:?}");
     insta::assert_snapshot!(deleted.stderr, @r#"Telegram keeps the updates of "support", for at most 24 hours"#);

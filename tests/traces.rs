@@ -107,6 +107,7 @@ fn check_trace(spans: &[Span]) {
           process turnwise.out CONSUMER
             POST CLIENT
             ack turnwise.out CLIENT
+            turnwise.egress.wait INTERNAL
         turnwise.lane.wait INTERNAL
         turnwise.stream.wait INTERNAL
     ");
@@ -197,6 +198,8 @@ fn check_metrics(page: &str) {
         format!("turnwise_ingress_messages_total{{channel=\"telegram\",bot=\"{BOT}\",outcome=\"accepted\"}} 1"),
         format!("turnwise_ingress_messages_total{{channel=\"telegram\",bot=\"{BOT}\",outcome=\"unauthorized\"}} 1"),
         "http_server_request_duration_seconds_count{route=\"/webhooks/telegram/{bot}\",status=\"200\"} 1".to_owned(),
+        "turnwise_egress_wait_seconds_bucket{le=\"0.01\"} 1".to_owned(),
+        "turnwise_egress_wait_seconds_count 2".to_owned(),
         format!("turnwise_turns_total{{bot=\"{BOT}\",outcome=\"answered\"}} 1"),
         format!("turnwise_turn_duration_seconds_count{{bot=\"{BOT}\",outcome=\"answered\"}} 1"),
         "turnwise_overhead_seconds_count 1".to_owned(),

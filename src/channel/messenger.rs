@@ -13,7 +13,7 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
 use super::json::{self, Object};
-use super::{Answer, Call, Reading, Refusal, Stamp, Verified, split};
+use super::{Answer, Call, Reading, Refusal, Scope, Stamp, Verified, split};
 use crate::config::{Bot, MessengerBot, Secret};
 use crate::message::{
     Amendment, Attachment, Button, Event, InboundMessage, OutboundPart, Peer, Platform, Replacement, Sender,
@@ -327,7 +327,9 @@ fn refused(status: u16, retry_after: Option<Duration>, error: &Object<'_>) -> An
     let text = super::error_line(&format!("{number}: {}", error.text("message").unwrap_or_default()));
     match (code, subcode) {
         (1 | 2 | 99 | 1200, _) => Answer::NotSent { error: text },
-        (4 | 17 | 32 | 613 | 80_006, _) => super::retry(retry_after.unwrap_or(RATE_LIMIT_PAUSE), text),
+        // The limits of the app, of the user and of the page; 613 comes also for one person who is written to too fast.
+        (4 | 17 | 32 | 80_006, _) => super::retry(retry_after.unwrap_or(RATE_LIMIT_PAUSE), Scope::Bot, text),
+        (613, _) => super::retry(retry_after.unwrap_or(RATE_LIMIT_PAUSE), Scope::Chat, text),
         (551, _) | (200, 1_545_041) | (100, 2_018_001) | (10, 2_018_108) => {
             Answer::Failed { error: text, unreachable: true }
         }

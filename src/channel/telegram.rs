@@ -12,12 +12,13 @@ use subtle::ConstantTimeEq;
 
 use self::addressing::Me;
 use super::json::{self, Object};
-use super::{Answer, Call, Reading, Refusal, Stamp, Verified};
+use super::{Answer, Call, Reading, Refusal, Scope, Stamp, Verified};
 use crate::config::{Bot, Secret, TelegramBot};
 use crate::message::{Amendment, Button, Event, InboundMessage, OutboundPart, Peer, Platform, Replacement};
 
 mod addressing;
 mod content;
+pub mod polling;
 
 /// The longest text of one message, in UTF-16 units (Bot API, "sendMessage": 4096 characters).
 pub(super) const TEXT_UNITS_MAX: usize = 4096;
@@ -319,7 +320,8 @@ pub(super) fn classify(status: u16, retry_after: Option<Duration>, body: &[u8]) 
         429 => {
             let asked = parameter("retry_after").and_then(|seconds| u64::try_from(seconds).ok());
             let delay = asked.map(Duration::from_secs).or(retry_after).unwrap_or(Duration::from_secs(1));
-            super::retry(delay, error)
+            // The Bot API does not say who is meant; in practice it is the chat.
+            super::retry(delay, Scope::Chat, error)
         }
         500.. => Answer::NotSent { error },
         403 => Answer::Failed { error, unreachable: true },

@@ -15,7 +15,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{WithConfig, print, say};
-use crate::config::{BotChannel, Config, TelegramBot};
+use crate::channel::telegram::polling::ALLOWED_UPDATES;
+use crate::config::{BotChannel, Config, TelegramBot, Updates};
 use crate::http;
 use crate::message::Timestamp;
 use crate::telemetry;
@@ -38,9 +39,6 @@ pub(super) struct OfBot {
     #[arg(long)]
     bot: String,
 }
-
-/// Update kinds that this version reads; an explicit list keeps the rest from being sent at all.
-const ALLOWED_UPDATES: [&str; 4] = ["message", "edited_message", "callback_query", "my_chat_member"];
 
 /// More than any of these methods answers with.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
@@ -71,6 +69,10 @@ pub(super) async fn run(config: &Config, command: &Telegram) -> anyhow::Result<E
         return Ok(ExitCode::from(2));
     };
     match command {
+        Telegram::SetWebhook(_) if telegram.updates == Updates::Polling => {
+            let wrong = format!("bots.{name}.updates: is \"polling\"; a webhook would keep updates from being fetched");
+            return Ok(wrong_configuration(&wrong));
+        }
         Telegram::SetWebhook(_) => {
             let url = match webhook_url(config, name) {
                 Ok(url) => url,
@@ -95,8 +97,15 @@ pub(super) async fn run(config: &Config, command: &Telegram) -> anyhow::Result<E
             let info: Value = call(telegram, "getWebhookInfo", &json!({})).await?;
             let text = serde_json::to_string_pretty(&info).context("cannot write JSON")?;
             print(&without_token(telegram, &text))?;
+            let mode = match telegram.updates {
+                Updates::Webhook => "Telegram sends the updates of this bot to its webhook",
+                Updates::Polling => {
+                    "Turnwise fetches the updates of this bot while `serve` runs (updates = \"polling\")"
+                }
+            };
+            say(mode);
             let expected = webhook_url(config, name).ok();
-            for finding in diagnose(&info, expected.as_deref(), Timestamp::now()) {
+            for finding in diagnose(&info, telegram.updates, expected.as_deref(), Timestamp::now()) {
                 say(&format!("warning: {}", without_token(telegram, &finding)));
             }
         }
@@ -167,10 +176,14 @@ fn without_token(bot: &TelegramBot, text: &str) -> String {
 }
 
 /// What an operator should know of `getWebhookInfo`'s answer.
-fn diagnose(info: &Value, expected: Option<&str>, now: Timestamp) -> Vec<String> {
+fn diagnose(info: &Value, updates: Updates, expected: Option<&str>, now: Timestamp) -> Vec<String> {
     let mut findings = Vec::new();
     let url = info["url"].as_str().unwrap_or_default();
     match expected {
+        _ if updates == Updates::Polling && url.is_empty() => {}
+        _ if updates == Updates::Polling => findings.push(
+            "a webhook is set, so no update can be fetched; `turnwise telegram delete-webhook` removes it".to_owned(),
+        ),
         _ if url.is_empty() => findings.push("no webhook is set; run `turnwise telegram set-webhook`".to_owned()),
         Some(expected) if url != expected => {
             findings.push(format!("updates go to another address than this configuration's {expected}"));
@@ -195,8 +208,13 @@ mod tests {
     fn the_diagnosis_names_what_is_wrong() {
         let now = Timestamp::from_micros(1_787_000_600_000_000);
         let check = |info: Value, expected: &[&str]| {
-            assert_eq!(diagnose(&info, Some("https://bots.example.com/webhooks/telegram/support"), now), expected);
+            let webhook = Some("https://bots.example.com/webhooks/telegram/support");
+            assert_eq!(diagnose(&info, Updates::Webhook, webhook, now), expected);
         };
+        let polling = |info: Value| diagnose(&info, Updates::Polling, None, now);
+        assert_eq!(polling(json!({ "url": "" })), Vec::<String>::new());
+        let set = "a webhook is set, so no update can be fetched; `turnwise telegram delete-webhook` removes it";
+        assert_eq!(polling(json!({ "url": "https://elsewhere.example.com/hook" })), [set]);
         check(json!({ "url": "https://bots.example.com/webhooks/telegram/support", "pending_update_count": 0 }), &[]);
         check(json!({ "url": "" }), &["no webhook is set; run `turnwise telegram set-webhook`"]);
         check(

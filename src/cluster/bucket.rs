@@ -115,6 +115,36 @@ impl Bucket {
         self.publish(self.lease_key(partition), message).await
     }
 
+    /// Who does a task that is not a partition's, as [`Self::hold`] wrote it.
+    pub(super) async fn task(&self, task: &str) -> Result<Option<Entry>, ClusterError> {
+        let failed = |source: async_nats::Error| ClusterError::Bucket { bucket: self.name.clone(), source };
+        let bucket = self.ensure().await?;
+        match tokio::time::timeout(self.timeout, bucket.entry(task_key(task))).await {
+            Ok(entry) => entry.map_err(|error| failed(error.into())),
+            Err(_) => Err(self.unusable(WriteError::TimedOut)),
+        }
+    }
+
+    /// Takes or keeps a task for `ttl`, if nobody has written since `expected`. Returns the new revision.
+    pub(super) async fn hold(&self, task: &str, expected: u64, ttl: Duration) -> Result<u64, WriteError> {
+        let payload = Bytes::from(self.member_id.clone());
+        let message = PublishMessage::build().payload(payload).ttl(ttl).expected_last_subject_sequence(expected);
+        self.publish(task_key(task), message).await
+    }
+
+    /// Gives a task up, if it is still ours of this revision.
+    pub(super) async fn let_go(&self, task: &str, revision: u64) -> Result<u64, WriteError> {
+        let message = PublishMessage::build()
+            .header(OPERATION_HEADER, "DEL")
+            .ttl(MARKER_TTL)
+            .expected_last_subject_sequence(revision);
+        self.publish(task_key(task), message).await
+    }
+
+    pub(super) fn member_id(&self) -> &str {
+        &self.member_id
+    }
+
     /// What changes, from the whole present state on; never ends. Starts over when the connection was interrupted, when
     /// the bucket is gone, and when `doubts` says so.
     pub(super) fn changes(&self, doubts: watch::Receiver<u64>) -> impl Stream<Item = Change> + Send + use<> {
@@ -250,6 +280,10 @@ impl Watching {
             tokio::time::sleep(WATCH_PAUSE).await;
         }
     }
+}
+
+fn task_key(task: &str) -> String {
+    format!("tasks.{task}")
 }
 
 fn json(value: &impl Serialize) -> Bytes {

@@ -10,11 +10,14 @@ use std::time::Duration;
 use super::expected::{
     Expected, NAME_ALPHABET, base_url, duration, flag, in_name_alphabet, is_name, name, origin, rate, text, whole, word,
 };
+use super::limits;
 use super::problem::{nearest, quoted};
 use super::reader::{Table, Value};
 use super::secret::{self, Secret};
 use super::sections::TURNS;
-use super::{Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, TelegramBot, Updates, WebBot};
+use super::{
+    Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, SendLimits, TelegramBot, Updates, WebBot,
+};
 use crate::message::Channel;
 
 /// A name is a token of every subject; JetStream's subjects should stay below 256 bytes together with the peer's.
@@ -59,6 +62,7 @@ const CHANNELS: &[(&str, Channel)] =
 /// Every key that not all channels have, and the channels that have it.
 const CHANNEL_KEYS: &[(&str, &[Channel])] = &[
     ("typing", &[Channel::Telegram, Channel::Messenger]),
+    ("limits", &[Channel::Telegram, Channel::Messenger]),
     ("token", &[Channel::Telegram]),
     ("webhook_secret", &[Channel::Telegram]),
     ("updates", &[Channel::Telegram]),
@@ -130,6 +134,10 @@ fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accoun
             None
         }
     };
+    let limits = match channel {
+        Some(Channel::Telegram | Channel::Messenger) => limits::read(table, settings.as_ref()),
+        Some(Channel::Web) | None => SendLimits::NONE,
+    };
     table.finish(&channel.map(strangers).unwrap_or_default());
     Some(Bot {
         name: name.to_owned(),
@@ -145,6 +153,7 @@ fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accoun
         on_uncertain: on_uncertain.unwrap_or(OnUncertain::Hold),
         failure_reply,
         typing: typing.unwrap_or(true),
+        limits,
         channel: settings?,
     })
 }
@@ -189,8 +198,12 @@ fn responder(table: &Table<'_>, responders: &[&str]) -> Option<String> {
 
 fn telegram(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<TelegramBot> {
     let token = table.required_secret("token", &secret::TELEGRAM_TOKEN);
-    let webhook_secret = table.required_secret("webhook_secret", &secret::WEBHOOK_SECRET);
-    let updates = table.optional("updates", &word(&[("webhook", Updates::Webhook)], &["polling"]));
+    let updates =
+        table.optional("updates", &word(&[("webhook", Updates::Webhook), ("polling", Updates::Polling)], &[]));
+    let updates = updates.unwrap_or(Updates::Webhook);
+    // A secret may stay in the file while a bot is polled; nothing comes that could have it.
+    let is_secret_needed = updates == Updates::Webhook || table.value("webhook_secret").is_some();
+    let webhook_secret = is_secret_needed.then(|| table.required_secret("webhook_secret", &secret::WEBHOOK_SECRET));
     let api_base = table.optional("api_base", &base_url(TelegramBot::DEFAULT_API_BASE));
     let username = table.optional("username", &username());
 
@@ -202,9 +215,12 @@ fn telegram(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<Te
     }
     Some(TelegramBot {
         token,
-        webhook_secret: Some(webhook_secret?),
+        webhook_secret: match webhook_secret {
+            Some(secret) => Some(secret?),
+            None => None,
+        },
         api_base: api_base.unwrap_or_else(|| TelegramBot::DEFAULT_API_BASE.to_owned()),
-        updates: updates.unwrap_or(Updates::Webhook),
+        updates,
         username,
     })
 }

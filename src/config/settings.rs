@@ -236,7 +236,57 @@ pub struct Bot {
     pub failure_reply: Option<String>,
     /// Show in the chat that the bot is typing while a turn runs; without meaning for web bots.
     pub typing: bool,
+    /// How fast replies may leave; without meaning for web bots.
+    pub limits: SendLimits,
     pub channel: BotChannel,
+}
+
+/// How fast a bot's replies may leave. What is absent is not limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SendLimits {
+    /// All chats of the bot together.
+    pub bot: Option<SendLimit>,
+    /// One private chat.
+    pub chat: Option<SendLimit>,
+    /// One group, with all its topics.
+    pub group: Option<SendLimit>,
+}
+
+/// So many messages in any window of such a length, at an even pace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SendLimit {
+    /// 1 to 10000.
+    pub messages: u32,
+    /// 100 ms to a day.
+    pub per: Duration,
+    /// Messages that may leave at once after a rest; 1 keeps to the even pace.
+    pub burst: u32,
+}
+
+impl SendLimits {
+    pub(super) const NONE: Self = Self { bot: None, chat: None, group: None };
+
+    /// About 30 a second in all and 20 a minute in a group; one a second in a chat, where short bursts go through:
+    /// <https://core.telegram.org/bots/faq#my-bot-is-hitting-limits-how-do-i-avoid-this>. The lengths of the bursts are our
+    /// own reading of "short".
+    pub(super) const TELEGRAM: Self = Self {
+        bot: Some(SendLimit { messages: 30, per: Duration::from_secs(1), burst: 1 }),
+        chat: Some(SendLimit { messages: 60, per: Duration::from_secs(60), burst: 3 }),
+        group: Some(SendLimit { messages: 20, per: Duration::from_secs(60), burst: 5 }),
+    };
+
+    /// 300 texts a second for a page: <https://developers.facebook.com/docs/messenger-platform/overview/rate-limiting>. For
+    /// one person Meta gives no figure.
+    pub(super) const MESSENGER: Self =
+        Self { bot: Some(SendLimit { messages: 300, per: Duration::from_secs(1), burst: 1 }), chat: None, group: None };
+}
+
+impl SendLimit {
+    /// Between two messages at an even pace.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        self.per / self.messages.max(1)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -275,6 +325,7 @@ impl Bot {
             on_uncertain: OnUncertain::Hold,
             failure_reply: None,
             typing: true,
+            limits: SendLimits::NONE,
             channel: BotChannel::Web(web),
         }
     }
@@ -292,7 +343,10 @@ impl Bot {
 /// How updates come from Telegram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Updates {
+    /// Telegram calls us.
     Webhook,
+    /// `getUpdates`, for machines that Telegram cannot reach.
+    Polling,
 }
 
 #[derive(Debug, Clone, PartialEq)]

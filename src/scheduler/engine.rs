@@ -254,6 +254,7 @@ impl<W: Work> Engine<W> {
         let feeding = partition.feeding.clone();
         self.tasks.spawn(async move { feeding.run_until_cancelled(Box::pin(feeder.run())).await });
         self.partitions.insert(number, partition);
+        self.work.owns(self.partitions.len());
     }
 
     /// Somebody else owns the partition: whatever of it runs here is of no use any more.
@@ -290,6 +291,7 @@ impl<W: Work> Engine<W> {
             return;
         }
         let Some(partition) = self.partitions.remove(number) else { return };
+        self.work.owns(self.partitions.len());
         self.held.retain(|slot, _| slot.partition != number);
         if let Some(Leaving::Given(released)) = partition.leaving {
             let (store, handle, ownership) = (self.store.clone(), self.handle.clone(), partition.shared.ownership);
@@ -440,6 +442,10 @@ impl<W: Work> Engine<W> {
                     "waiting"
                 );
                 self.pause(ended, false, pause);
+            }
+            Verdict::Postponed { until } => {
+                self.lanes.failed(key, track, false);
+                self.pauses.insert_at((Arc::clone(key), track), until);
             }
             Verdict::Interrupted if track == Track::Turn => self.lanes.interrupted(key),
             Verdict::Admitted if track == Track::Refusal => self.lanes.readmit(key),

@@ -112,6 +112,10 @@ impl Partitions {
         self.0.remove(&partition)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -36,6 +36,7 @@ pub const MODEL_TOKENS: &str = "gen_ai_client_token_usage";
 pub const TOOL_CALLS: &str = "turnwise_tool_calls_total";
 pub const TOOL_SERVER_UP: &str = "turnwise_tool_server_up";
 pub const EGRESS_ATTEMPTS: &str = "turnwise_egress_attempts_total";
+pub const EGRESS_WAIT: &str = "turnwise_egress_wait_seconds";
 pub const TYPING: &str = "turnwise_typing_total";
 pub const EVENT_STREAMS: &str = "turnwise_event_streams";
 pub const BUDGET_REFUSALS: &str = "turnwise_budget_refusals_total";
@@ -216,6 +217,11 @@ pub fn egress_attempt(channel: Channel, status: Option<u16>) {
     counter!(EGRESS_ATTEMPTS, "channel" => channel.as_str(), "status_class" => class(status)).increment(1);
 }
 
+/// From the moment at which a part was ready to leave until the rate limits let it.
+pub fn egress_wait(wait: Duration) {
+    histogram!(EGRESS_WAIT).record(wait);
+}
+
 /// "Is typing" was to be shown; `status` is `None` when no answer came.
 pub fn typing(channel: Channel, status: Option<u16>) {
     counter!(TYPING, "channel" => channel.as_str(), "status_class" => class(status)).increment(1);
@@ -318,6 +324,7 @@ const HISTOGRAMS: &[(&str, &str)] = &[
     (TURN_DURATION, "Seconds from the start of a turn to its end, the responder included."),
     (OVERHEAD, "Seconds of a turn that were not spent in the responder."),
     (END_TO_END, "Seconds from receipt of a message to the platform's confirmation of the reply."),
+    (EGRESS_WAIT, "Seconds that a part of a reply waited for the platform's rate limits before it left."),
     (COMMIT_DURATION, "Seconds that the transaction of a turn took."),
     (MODEL_CALL_DURATION, "Seconds of a call to a model server, by error; without one it succeeded."),
 ];
@@ -357,6 +364,7 @@ mod tests {
         tool_server_up("files", true);
         egress_attempt(Channel::Messenger, Some(429));
         egress_attempt(Channel::Messenger, None);
+        egress_wait(moment);
         typing(Channel::Telegram, Some(200));
         event_stream_began();
         event_stream_began();
@@ -392,6 +400,7 @@ mod tests {
         check(r#"turnwise_dead_letters_total{reason="attempts"} 1"#);
         check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="4xx"} 1"#);
         check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="none"} 1"#);
+        check(r#"turnwise_egress_wait_seconds_bucket{le="0.01"} 1"#);
         check(r#"turnwise_typing_total{channel="telegram",status_class="2xx"} 1"#);
         check("turnwise_event_streams 1");
         check(r#"turnwise_event_streams_ended_total{reason="done"} 1"#);

@@ -65,7 +65,7 @@ impl Typing {
             metric::typing(bot.channel(), called.status);
             let wait = match called.answer {
                 Answer::Sent { .. } => Duration::ZERO,
-                Answer::RetryAfter { delay, error } => {
+                Answer::RetryAfter { delay, error, .. } => {
                     tracing::debug!(
                         bot = bot.name,
                         error,

@@ -19,7 +19,7 @@ use serde_json::Value;
 use sha2::Sha256;
 use turnwise::channel::{Refusal, Stamp, Verified, messenger, telegram};
 use turnwise::config::{
-    Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, Secret, TelegramBot, Updates,
+    Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, Secret, SendLimits, TelegramBot, Updates,
 };
 use turnwise::message::{Envelope, Event, InboundMessage, Timestamp};
 use uuid::Uuid;
@@ -64,6 +64,7 @@ fn bot(name: &str, channel: BotChannel) -> Bot {
         on_uncertain: OnUncertain::Hold,
         failure_reply: None,
         typing: true,
+        limits: SendLimits::default(),
         channel,
     }
 }

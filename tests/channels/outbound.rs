@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use turnwise::channel::{self, Answer, Call};
+use turnwise::channel::{self, Answer, Call, Scope};
 use turnwise::config::{BotChannel, Secret};
 use turnwise::message::{Button, Channel, ConversationKey, OutboundPart, Peer};
 use uuid::Uuid;
@@ -162,7 +162,7 @@ fn failed(error: &str, unreachable: bool) -> Answer {
 }
 
 fn retry_after(seconds: u64, error: &str) -> Answer {
-    Answer::RetryAfter { delay: Duration::from_secs(seconds), error: error.to_owned() }
+    Answer::RetryAfter { delay: Duration::from_secs(seconds), scope: Scope::Chat, error: error.to_owned() }
 }
 
 #[test]
@@ -240,6 +240,9 @@ fn messenger_answers() {
     let body = api_response("messenger", "error_613__fbmessenger-ruby.json");
     check(400, None, &body, retry_after(30, limited));
     check(400, Some(7), &body, retry_after(7, limited));
+    let of_page =
+        Answer::RetryAfter { delay: Duration::from_secs(30), scope: Scope::Bot, error: "32: page".to_owned() };
+    check(400, None, br#"{"error":{"code":32,"message":"page"}}"#, of_page);
     check(400, None, br#"{"error":{"code":551,"message":"gone"}}"#, failed("551: gone", true));
     check(429, None, b"<html>", retry_after(30, "HTTP status 429 without a readable body"));
     let unknown = |status: u16| Answer::Uncertain { error: format!("HTTP status {status} without a readable body") };

@@ -81,7 +81,7 @@ fn mutated(platform: &'static str) -> impl Strategy<Value = Value> {
 fn check_answer(answer: &Answer) {
     let (error, delay) = match answer {
         Answer::Sent { .. } => return,
-        Answer::RetryAfter { delay, error } => (error, *delay),
+        Answer::RetryAfter { delay, error, .. } => (error, *delay),
         Answer::NotSent { error } | Answer::Failed { error, .. } | Answer::Uncertain { error } => {
             (error, Duration::ZERO)
         }

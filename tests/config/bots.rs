@@ -25,7 +25,7 @@ color = "red"
 responder = "ecko""#,
         &[
             r#"2 bots.support.channel: "telegran" is not known; use "telegram", "messenger" or "web""#,
-            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reject_reply, weight, max_turns, tokens_per_day, budget_reply, reply_in_flight, on_uncertain, failure_reply, typing, token, webhook_secret, updates, username, api_base, app_secret, verify_token, page_token, page_id, api_version, api_keys, origins, conversation_ttl, rate_limit",
+            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reject_reply, weight, max_turns, tokens_per_day, budget_reply, reply_in_flight, on_uncertain, failure_reply, typing, limits, token, webhook_secret, updates, username, api_base, app_secret, verify_token, page_token, page_id, api_version, api_keys, origins, conversation_ttl, rate_limit",
             r#"5 bots.support.responder: there is no responder "ecko"; did you mean "echo"? Responders here: echo"#,
         ],
     );
@@ -105,16 +105,43 @@ responder = "echo"
 token = "hunter2"
 webhook_secret = "hunter 2"
 api_base = "api.telegram.org"
-updates = "polling"
+updates = "pull"
 username = "@support_bot"
 conversation_ttl = "24h""#,
         &[
             r#"4 bots.b.token: is not a Telegram token; write the token that BotFather gave, plain, as { env = "NAME" } or as { file = "PATH" }"#,
             r#"5 bots.b.webhook_secret: has a character that Telegram refuses; write 1 to 256 characters of A-Z a-z 0-9 _ -, plain, as { env = "NAME" } or as { file = "PATH" }"#,
             r#"6 bots.b.api_base: is not a URL; write an address such as "https://api.telegram.org""#,
-            r#"7 bots.b.updates: "polling" is not available in this version; use "webhook""#,
+            r#"7 bots.b.updates: "pull" is not known; use "webhook" or "polling""#,
             "8 bots.b.username: has the character '@'; write 1 to 32 characters of A-Z a-z 0-9 _, without the @",
             "9 bots.b.conversation_ttl: belongs to web bots; this is a telegram bot; remove it",
+        ],
+    );
+    check(
+        r#"[bots.b]
+channel = "telegram"
+responder = "echo"
+token = "123:hunter2"
+webhook_secret = "x"
+limits = { bot = { messages = 30 }, chats = { messages = 1, per = "1s" }, group = { messages = 0, per = "1ms", burst = 0 } }
+[bots.c]
+channel = "telegram"
+responder = "echo"
+token = "124:hunter2"
+webhook_secret = "x"
+limits = "official"
+[bots.d]
+channel = "web"
+responder = "echo"
+limits = "none""#,
+        &[
+            r#"6 bots.b.limits.bot.per: is missing in [bots.b.limits.bot]; write a duration from 100ms to 1d, such as "1m""#,
+            "6 bots.b.limits.group.messages: 0 is out of range; write a whole number from 1 to 10000",
+            r#"6 bots.b.limits.group.per: "1ms" is out of range; write a duration from 100ms to 1d, such as "1m""#,
+            "6 bots.b.limits.group.burst: 0 is out of range; write a whole number from 1 to 10000",
+            "6 bots.b.limits.chats: unknown key; did you mean \"chat\"?",
+            r#"12 bots.c.limits: "official" is not known; use "platform" or "none""#,
+            "16 bots.d.limits: belongs to telegram and messenger bots; this is a web bot; remove it",
         ],
     );
     check(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use turnwise::config::{
     BotChannel, Config, ConfigError, ConfigReader, ModelApi, NatsAuth, NatsServer, NatsTls, OnUncertain, Problem,
-    ResponderConfig, ResponderKind, Secret, Sync,
+    ResponderConfig, ResponderKind, Secret, SendLimit, SendLimits, Sync, Updates,
 };
 
 use crate::{environment, parse, read, whole};
@@ -164,6 +164,52 @@ fn bots_and_responders() {
     assert_eq!(http.url, "http://127.0.0.1:9000/turn");
     let headers: Vec<_> = http.headers.iter().map(|(name, value)| (name.as_str(), value.expose())).collect();
     assert_eq!(headers, [("authorization", "Bearer hunter2"), ("x-shop", "7")]);
+}
+
+#[test]
+fn telegram_bots() {
+    let config = read(
+        r#"
+        [bots.fetched]
+        channel = "telegram"
+        responder = "echo"
+        token = "123:abc"
+        updates = "polling"
+        [bots.own]
+        channel = "telegram"
+        responder = "echo"
+        token = "124:abc"
+        webhook_secret = "s"
+        api_base = "http://127.0.0.1:8081"
+        [bots.both]
+        channel = "telegram"
+        responder = "echo"
+        token = "125:abc"
+        webhook_secret = "s"
+        limits = { group = { messages = 10, per = "30s", burst = 20 } }
+        [bots.off]
+        channel = "telegram"
+        responder = "echo"
+        token = "126:abc"
+        webhook_secret = "s"
+        limits = "none"
+        "#,
+    );
+    let bot = |name: &str| &config.bots[name];
+    let telegram = |name: &str| match &bot(name).channel {
+        BotChannel::Telegram(telegram) => telegram.clone(),
+        other => panic!("{other:?} is no Telegram bot"),
+    };
+    let fetched = telegram("fetched");
+    assert_eq!((fetched.updates, fetched.webhook_secret), (Updates::Polling, None));
+    assert_eq!(telegram("own").updates, Updates::Webhook);
+
+    let limit = |messages, seconds, burst| Some(SendLimit { messages, per: Duration::from_secs(seconds), burst });
+    let platform = SendLimits { bot: limit(30, 1, 1), chat: limit(60, 60, 3), group: limit(20, 60, 5) };
+    assert_eq!(bot("fetched").limits, platform, "of Telegram's own address");
+    assert_eq!(bot("own").limits, SendLimits::default(), "of another address");
+    assert_eq!(bot("both").limits, SendLimits { group: limit(10, 30, 10), ..platform });
+    assert_eq!(bot("off").limits, SendLimits::default());
 }
 
 #[test]

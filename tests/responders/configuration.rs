@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use turnwise::config::{
     Bot, BotChannel, Burst, Config, Console, Database, Http, ModelApi, ModelConfig, Nats, NatsAuth, NatsServer,
-    OnUncertain, ReplyInFlight, ResponderConfig, ResponderKind, Secret, Telemetry, WebBot, Worker,
+    OnUncertain, ReplyInFlight, ResponderConfig, ResponderKind, Secret, SendLimits, Telemetry, WebBot, Worker,
 };
 use turnwise::responder::echo::Echo;
 use turnwise::responder::{Reply, Responder, Responders, build};
@@ -50,6 +50,7 @@ pub(crate) fn config(
         on_uncertain: OnUncertain::Hold,
         failure_reply: None,
         typing: true,
+        limits: SendLimits::default(),
         channel: BotChannel::Web(WebBot {
             api_keys: Vec::new(),
             origins: Vec::new(),

@@ -2,7 +2,7 @@
 //!
 //! Inbound it keeps Telegram's rules as the published Bot API server has them: one queue per chat, strictly one after
 //! another, chats side by side, the same update again until the answer is 2xx; only the pauses are scaled from seconds to
-//! milliseconds. Refuses to know Turnwise. Invariant: a message is in [`Log::delivered`] exactly when a user would see it.
+//! milliseconds. Or it keeps the updates until they are fetched, one program at a time. Refuses to know Turnwise. Invariant: a message is in [`Log::delivered`] exactly when a user would see it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -49,6 +49,17 @@ pub(crate) enum Fault {
     Hang,
 }
 
+/// What Telegram's rate limits may be; the published ones take minutes to be reached.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RateLimits {
+    /// So many messages of the bot in a window.
+    pub(crate) bot: (usize, Duration),
+    /// Messages to a private chat: so many at once, and the pace after that.
+    pub(crate) chat: (u32, Duration),
+    /// So many messages to a group in a window.
+    pub(crate) group: (usize, Duration),
+}
+
 /// One call of `sendMessage`.
 #[derive(Debug, Clone)]
 pub(crate) struct Sent {
@@ -64,6 +75,14 @@ pub(crate) struct Log {
     pub(crate) attempts: Vec<Sent>,
     /// What users see.
     pub(crate) delivered: Vec<Sent>,
+    /// Those that came too fast for the rate limits.
+    pub(crate) limited: Vec<Sent>,
+    /// Updates that `getUpdates` gave, those included that it gave again.
+    pub(crate) fetched: usize,
+    /// How often it was refused because of a webhook or another call.
+    pub(crate) conflicts: usize,
+    /// Every call of `deleteWebhook`.
+    pub(crate) deletions: usize,
     /// Every call of `sendChatAction`; the text is the action.
     pub(crate) actions: Vec<Sent>,
     /// The ids of the callback queries that were answered.
@@ -112,6 +131,36 @@ pub(crate) struct Telegram {
 struct Api {
     log: watch::Sender<Log>,
     faults: Mutex<HashMap<i64, VecDeque<Fault>>>,
+    rate_limits: Mutex<Option<RateLimits>>,
+    kept: watch::Sender<Kept>,
+}
+
+/// What `getUpdates` fetches.
+#[derive(Debug, Default)]
+struct Kept {
+    updates: VecDeque<Value>,
+    webhook: String,
+    /// Counts the calls: an earlier one ends when another comes.
+    calls: usize,
+}
+
+impl RateLimits {
+    /// Whether a message to `chat` may be delivered at `now`, after what the log says was.
+    fn allow(&self, delivered: &[Sent], chat: i64, now: Instant) -> bool {
+        let since = |moment: Instant| now.duration_since(moment);
+        let (messages, window) = self.bot;
+        if delivered.iter().rev().take_while(|sent| since(sent.at) < window).count() >= messages {
+            return false;
+        }
+        let to_chat = || delivered.iter().filter(|sent| sent.chat == chat);
+        if chat < 0 {
+            let (messages, window) = self.group;
+            return to_chat().filter(|sent| since(sent.at) < window).count() < messages;
+        }
+        let (burst, interval) = self.chat;
+        let expected = to_chat().map(|sent| sent.at).reduce(|expected, at| (expected + interval).max(at));
+        expected.is_none_or(|expected| now + interval * (burst - 1) >= expected + interval)
+    }
 }
 
 struct Inbound {
@@ -124,7 +173,12 @@ struct Inbound {
 impl Telegram {
     /// `webhook` is where the bot listens: `http://127.0.0.1:PORT/webhooks/telegram/BOT`.
     pub(crate) async fn start(webhook: String) -> Self {
-        let api = Arc::new(Api { log: watch::Sender::default(), faults: Mutex::default() });
+        let api = Arc::new(Api {
+            log: watch::Sender::default(),
+            faults: Mutex::default(),
+            rate_limits: Mutex::default(),
+            kept: watch::Sender::default(),
+        });
         let router =
             axum::Router::new().route("/{bot}/{method}", axum::routing::any(call)).with_state(Arc::clone(&api));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -151,14 +205,30 @@ impl Telegram {
         self.api.faults.lock().unwrap().entry(chat).or_default().push_back(fault);
     }
 
-    /// A text message of a private chat, as Telegram would write it.
+    /// From now on, whoever sends faster gets 429.
+    pub(crate) fn limit(&self, limits: RateLimits) {
+        *self.api.rate_limits.lock().unwrap() = Some(limits);
+    }
+
+    /// A text message of a private chat, as Telegram would write it; of a group, when the chat's id is negative, where it
+    /// replies to the bot.
     pub(crate) fn update(&self, chat: i64, text: &str) -> Value {
         let update_id = self.next_update.fetch_add(1, Ordering::Relaxed);
-        let person = json!({ "id": chat, "is_bot": false, "first_name": "Ann", "language_code": "en" });
-        let chat = json!({ "id": chat, "type": "private", "first_name": "Ann" });
+        let person = json!({ "id": chat.abs(), "is_bot": false, "first_name": "Ann", "language_code": "en" });
+        let is_group = chat < 0;
+        let chat = if is_group {
+            json!({ "id": chat, "type": "supergroup", "title": "Ann's" })
+        } else {
+            json!({ "id": chat, "type": "private", "first_name": "Ann" })
+        };
         let date = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-        let message =
+        let mut message =
             json!({ "message_id": update_id - 900, "date": date, "chat": chat, "from": person, "text": text });
+        if is_group {
+            let bot = json!({ "id": 424_242, "is_bot": true, "first_name": "Ann" });
+            message["reply_to_message"] =
+                json!({ "message_id": 1, "date": date, "chat": chat, "from": bot, "text": "?" });
+        }
         json!({ "update_id": update_id, "message": message })
     }
 
@@ -196,6 +266,22 @@ impl Telegram {
         let query = json!({ "id": id, "from": from, "message": message, "chat_instance": "1", "data": data });
         self.hand_over(under.chat, json!({ "update_id": update_id, "callback_query": query }));
         id
+    }
+
+    /// Keeps a text message of a chat until it is fetched.
+    pub(crate) fn keep(&self, chat: i64, text: &str) {
+        let update = self.update(chat, text);
+        self.api.kept.send_modify(|kept| kept.updates.push_back(update));
+    }
+
+    /// Updates that are not confirmed yet.
+    pub(crate) fn kept(&self) -> usize {
+        self.api.kept.borrow().updates.len()
+    }
+
+    /// Sets a webhook, as another program would; nothing is sent there.
+    pub(crate) fn set_webhook(&self, url: &str) {
+        self.api.kept.send_modify(|kept| url.clone_into(&mut kept.webhook));
     }
 
     /// One try of one update, around the queues.
@@ -278,10 +364,52 @@ async fn call(State(api): State<Arc<Api>>, Path((bot, method)): Path<(String, St
             result(&json!({ "message_id": place.1, "chat": { "id": place.0 } }))
         }
         "getMe" => result(&json!({ "id": 424_242, "is_bot": true, "first_name": "Ann", "username": "stand_in_bot" })),
-        "getWebhookInfo" => result(&json!({ "url": "", "has_custom_certificate": false, "pending_update_count": 0 })),
-        "setWebhook" | "deleteWebhook" => result(&json!(true)),
+        "getUpdates" => get_updates(&api, &body).await,
+        "getWebhookInfo" => {
+            let kept = api.kept.borrow();
+            let pending = kept.updates.len();
+            result(&json!({ "url": kept.webhook, "has_custom_certificate": false, "pending_update_count": pending }))
+        }
+        "setWebhook" => result(&json!(true)),
+        "deleteWebhook" => {
+            api.log.send_modify(|log| log.deletions += 1);
+            api.kept.send_modify(|kept| kept.webhook.clear());
+            result(&json!(true))
+        }
         _ => error(StatusCode::NOT_FOUND, "Not Found", None),
     }
+}
+
+async fn get_updates(api: &Api, body: &str) -> Response {
+    let request: Value = serde_json::from_str(body).unwrap_or_default();
+    let conflict = |description: &str| {
+        api.log.send_modify(|log| log.conflicts += 1);
+        error(StatusCode::CONFLICT, description, None)
+    };
+    let mut call = 0;
+    api.kept.send_modify(|kept| {
+        kept.calls += 1;
+        call = kept.calls;
+        if let Some(offset) = request["offset"].as_i64().filter(|_| kept.webhook.is_empty()) {
+            kept.updates.retain(|update| update["update_id"].as_i64() >= Some(offset));
+        }
+    });
+    let has_news = |kept: &Kept| kept.calls > call || !kept.webhook.is_empty() || !kept.updates.is_empty();
+    let limit = Duration::from_secs(request["timeout"].as_u64().unwrap_or(0));
+    let mut news = api.kept.subscribe();
+    // Without news in time, the answer is an empty batch.
+    let _in_time = tokio::time::timeout(limit, news.wait_for(has_news)).await.is_ok();
+    let kept = api.kept.borrow();
+    if kept.calls > call {
+        return conflict("Conflict: terminated by other getUpdates request");
+    }
+    if !kept.webhook.is_empty() {
+        return conflict("Conflict: can't use getUpdates method while webhook is active");
+    }
+    let limit = usize::try_from(request["limit"].as_u64().unwrap_or(100)).unwrap();
+    let batch: Vec<_> = kept.updates.iter().take(limit).collect();
+    api.log.send_modify(|log| log.fetched += batch.len());
+    result(&json!(batch))
 }
 
 fn send_chat_action(api: &Api, body: &str) -> Response {
@@ -305,14 +433,17 @@ async fn send_message(api: &Api, body: &str) -> Response {
     if text.encode_utf16().count() > 4096 {
         return error(StatusCode::BAD_REQUEST, "Bad Request: message is too long", None);
     }
-    let fault = api.faults.lock().unwrap().get_mut(&chat).and_then(VecDeque::pop_front);
-    let delivered = matches!(fault, None | Some(Fault::BadGateway | Fault::Cut));
-    let sent = Sent { chat, text: text.to_owned(), at: Instant::now() };
+    let mut fault = api.faults.lock().unwrap().get_mut(&chat).and_then(VecDeque::pop_front);
+    let limits = *api.rate_limits.lock().unwrap();
     let mut message_id = 0;
     api.log.send_modify(|log| {
+        let sent = Sent { chat, text: text.to_owned(), at: Instant::now() };
         log.attempts.push(sent.clone());
         message_id = log.attempts.len();
-        if delivered {
+        if limits.is_some_and(|limits| !limits.allow(&log.delivered, chat, sent.at)) {
+            log.limited.push(sent);
+            fault = Some(Fault::TooManyRequests { retry_after: 1 });
+        } else if matches!(fault, None | Some(Fault::BadGateway | Fault::Cut)) {
             log.delivered.push(sent);
             let rows = request["reply_markup"]["inline_keyboard"].as_array().into_iter().flatten();
             let text = |button: &Value, key: &str| button[key].as_str().unwrap().to_owned();
