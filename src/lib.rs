@@ -40,6 +40,8 @@ pub mod egress;
 
 pub mod audit;
 
+pub mod dead_letters;
+
 pub mod nats_server;
 
 pub mod bench;

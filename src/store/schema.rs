@@ -12,6 +12,7 @@ macro_rules! migrations {
             (1, "initial", include_str!(concat!("../../migrations/", $folder, "/0001_initial.sql"))),
             (2, "bursts", include_str!(concat!("../../migrations/", $folder, "/0002_bursts.sql"))),
             (3, "brain", include_str!(concat!("../../migrations/", $folder, "/0003_brain.sql"))),
+            (4, "operator_actions", include_str!(concat!("../../migrations/", $folder, "/0004_operator_actions.sql"))),
         ]
     };
 }
