@@ -306,7 +306,7 @@ impl Turns {
         *responder_time = started.elapsed();
         let reply = reply.map_err(Box::new)?;
         let steps = context.journal.written().await;
-        let record = (!steps.is_empty()).then(|| record(responder.describe(), &steps));
+        let record = (!steps.is_empty()).then(|| record(&responder.describe(), &steps));
         Ok(Decided { reply, responder: Some(name.clone()), record, silent: false })
     }
 
@@ -498,7 +498,7 @@ impl Turns {
         let steps = self.store.journal(journal).await.map_err(|error| away(&error))?;
         if !steps.is_empty() {
             commit.journal = Some(journal);
-            commit.record = Some(record(Value::Null, &steps));
+            commit.record = Some(record(&Value::Null, &steps));
         }
         if let Some(text) = self.notice(&key, failure) {
             let row = self.store.load_turn(&key, &task.message().message_id).await.map_err(|error| away(&error))?;
@@ -649,7 +649,7 @@ async fn ask(
 }
 
 /// What replay and people need of a turn: who decided it, and everything that was asked and answered on the way.
-fn record(responder: Value, steps: &[JournalEntry]) -> Value {
+fn record(responder: &Value, steps: &[JournalEntry]) -> Value {
     json!({ "responder": responder, "steps": steps })
 }
 

@@ -138,6 +138,12 @@ impl Ledger {
         rows.into_iter().map(delivery).collect()
     }
 
+    /// What people did by hand, in order: verb, target and reason.
+    pub(crate) async fn operator_actions(&self) -> Vec<(String, String, Option<String>)> {
+        let rows = self.rows("SELECT verb, target, reason FROM operator_actions ORDER BY id").await;
+        rows.into_iter().map(|mut row| (text(&mut row, 0), text(&mut row, 1), row[2].take())).collect()
+    }
+
     /// Conversations, messages, turns and deliveries: what must not change when a request is refused.
     pub(crate) async fn row_counts(&self) -> [usize; 4] {
         let rows = self
