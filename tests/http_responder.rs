@@ -194,7 +194,7 @@ async fn malformed_answers_are_refused() {
     check("", "it is not the JSON expected: it ends too early, line 1 column 0").await;
     check("<html>PROMPT</html>", "it is not the JSON expected: it is not JSON, line 1 column 1").await;
     check("{}", "it has no replies").await;
-    check("[]", "it has no replies").await;
+    check("[]", "it is not the JSON expected: a value is not of the expected kind, line 1 column 2").await;
     check(r#"{ "replies": [{ "content": " " }] }"#, "a reply is blank").await;
     let button = "a button has no label, or no payload of 1 to 64 bytes";
     check(r#"{ "replies": [{ "content": "x", "buttons": [{ "label": "" }] }] }"#, button).await;

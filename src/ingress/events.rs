@@ -35,11 +35,11 @@ use crate::telemetry::{chain, metric};
 mod pipe;
 mod place;
 
-/// A comment this often keeps proxies from closing a silent connection; the turn's process is told as often that somebody
-/// still watches.
+/// A comment this often keeps proxies from closing a silent connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// The notice of a finished turn can be lost, so the ledger is looked at this often as well.
+/// The notice of a finished turn can be lost, so the ledger is looked at this often as well, and whichever process runs the
+/// turn by now is told that somebody watches.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The whole of a run is asked for at most this often.
@@ -247,18 +247,20 @@ impl Events {
                 }
                 _ = keep_alive.tick() => {
                     self.writer.write(Bytes::from_static(b": still here\n\n"))?;
-                    self.publisher.watch_turn(self.turn_id, false).await;
                     continue;
                 }
                 Some(_) = notices.next() => {}
-                _ = look.tick() => {}
+                _ = look.tick() => {
+                    // Another process may run the turn by now.
+                    self.publisher.watch_turn(self.turn_id, false).await;
+                }
             }
             if let Some(outcome) = self.outcome(ingress).await {
                 // What came before the notice comes before the outcome.
                 while let Some(Some(piece)) = progress.next().now_or_never() {
                     self.show(&piece.payload).await?;
                 }
-                return self.conclude(&outcome);
+                return self.conclude(&outcome).await;
             }
         }
     }
@@ -302,19 +304,28 @@ impl Events {
         Some(Outcome::of(&turn, view))
     }
 
-    fn conclude(&mut self, outcome: &Outcome) -> Result<(), Ended> {
-        if self.place != Place::Outcome {
-            self.say(outcome.event, Place::Outcome, &outcome.data)?;
-        }
-        self.say("done", Place::Done, &json!({ "turn_id": self.turn_id }))?;
+    /// The outcome may be larger than what is kept for a slow client, so it waits until everything before it was read.
+    async fn conclude(&mut self, outcome: &Outcome) -> Result<(), Ended> {
+        tokio::time::timeout(READ_END, self.writer.drained()).await.map_err(|_| Ended::Slow)?;
+        let last = match self.place {
+            Place::Outcome => String::new(),
+            _ => event(outcome.event, Place::Outcome, &outcome.data),
+        };
+        self.place = Place::Done;
+        let done = event("done", Place::Done, &json!({ "turn_id": self.turn_id }));
+        self.writer.write(Bytes::from(last + &done))?;
         Ok(())
     }
 
     fn say(&mut self, event: &str, place: Place, data: &Value) -> Result<(), CutOff> {
         self.place = place;
-        // JSON as it is written here has no line breaks, so one line of data holds it.
-        self.writer.write(Bytes::from(format!("event: {event}\nid: {place}\ndata: {data}\n\n")))
+        self.writer.write(Bytes::from(self::event(event, place, data)))
     }
+}
+
+/// One event. JSON as it is written here has no line breaks, so one line of data holds it.
+fn event(name: &str, place: Place, data: &Value) -> String {
+    format!("event: {name}\nid: {place}\ndata: {data}\n\n")
 }
 
 /// The last thing to say about a turn.

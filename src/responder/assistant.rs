@@ -151,7 +151,7 @@ impl Assistant {
         Ok(answer)
     }
 
-    /// At most four calls: one, two with a shorter prompt each, one more after an empty answer.
+    /// At most three calls: one, one with a shorter prompt, one more after an empty answer.
     async fn ask(
         &self,
         context: &TurnContext,

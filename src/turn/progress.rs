@@ -1,7 +1,7 @@
 //! Showing what running turns have made so far to those who watch them, who may be connected to any process.
 //!
 //! Refuses to send what nobody watches, and to hold up a turn: what is on its way when a turn ends is at most a moment's work.
-//! Invariants: of a run everything or nothing new is shown, in order, at most [`PIECES_PER_SECOND`] times a second; what ended
+//! Invariants: of a run everything or nothing new is shown, in order, at most 20 times a second; what ended
 //! is forgotten.
 
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ use crate::stream::Publisher;
 /// Faster than anybody reads, and few enough that thousands of watched turns are no load for NATS.
 const PIECES_PER_SECOND: u32 = 20;
 
-/// Who watches says so every 15 s; what was not said again for this long is over.
+/// Who watches says so every 5 s; what was not said again for this long is over.
 const WATCHED: Duration = Duration::from_secs(40);
 
 /// Watched turns that are remembered: six times the callers that one ingress lets wait.
@@ -58,9 +58,10 @@ impl Audience {
             Err(error) => return tracing::warn!(error = %error, "nobody can watch the turns of this process"),
         };
         while let Some(Some((turn_id, whole))) = stop.run_until_cancelled(watches.next()).await {
+            let is_new = !self.watched.contains_key(&turn_id);
             self.watched.insert(turn_id, ()).await;
             let draft = self.running().get(&turn_id).cloned();
-            if let Some(draft) = draft.filter(|_| whole) {
+            if let Some(draft) = draft.filter(|_| whole || is_new) {
                 draft.show_all_again();
             }
         }

@@ -20,7 +20,7 @@ fn names_of_tables_and_namespace() {
             r#"1 namespaces: unknown key; did you mean "namespace"?"#,
             r#"2 databse: unknown key; did you mean "database"?"#,
             r#"3 bot: unknown key; did you mean "bots"?"#,
-            "4 zzz: unknown key; known here: namespace, http, database, nats, worker, telemetry, console, tools, responders, bots",
+            "4 zzz: unknown key; known here: namespace, http, database, nats, worker, telemetry, console, tools, responders, workflows, bots",
         ],
     );
     check("http = 5", &["1 http: is an integer; write a table [http]"]);

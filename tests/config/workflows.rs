@@ -74,7 +74,7 @@ fn the_table_itself() {
         &[
             r#"1 workflows."a b": the name has the character ' '; use 1 to 64 characters of A-Z a-z 0-9 _ -"#,
             r#"2 workflows."a b".version: 0 is out of range; write a whole number from 1 to 1000000"#,
-            r#"3 workflows."a b".start: there is no node "a"; did you mean "a/c"? Nodes here: a/c"#,
+            r#"3 workflows."a b".start: there is no node "a"; nodes here: a/c"#,
             r#"4 workflows."a b".nodes."a/c": the name has the character '/'; use 1 to 64 characters of A-Z a-z 0-9 _ -"#,
         ],
     );
@@ -232,17 +232,17 @@ fn conditions() {
     rule(
         r#"value = "metadata.x", equal = 1"#,
         &[
-            ".equal: unknown key; did you mean \"equals\"?",
             ".equals: is missing in [workflows.w.nodes.a.rules[0]]; say what is asked of the value: exists, equals, in, matches, \
              less_than, at_most, greater_than or at_least",
+            ".equal: unknown key; did you mean \"equals\"?",
         ],
     );
     rule(
         "equals = 1",
         &[
-            ".equals: unknown key; known here: next, all, any, not, value",
             ".value: is missing in [workflows.w.nodes.a.rules[0]]; name what is asked: \"text\" or \"metadata.KEY\"; or write all, \
              any or not",
+            ".equals: unknown key; known here: next, all, any, not, value",
         ],
     );
     rule(

@@ -20,6 +20,9 @@ const LIST_MAX: usize = 256;
 /// Names of metadata are short, and a path is some of them.
 const PATH_CHARS_MAX: usize = 255;
 
+const OPERATOR_KEYS: [&str; 8] =
+    ["exists", "equals", "in", "matches", "less_than", "at_most", "greater_than", "at_least"];
+
 const OPERATORS: &str = "exists, equals, in, matches, less_than, at_most, greater_than or at_least";
 
 /// One rule of a condition node.
@@ -47,6 +50,7 @@ fn condition(table: &Table<'_>, depth: usize) -> Option<Condition> {
     if depth > DEPTH_MAX {
         table.problem(format!("is nested over {DEPTH_MAX} deep"), "spread it over several condition nodes");
         table.ignore(["all", "any", "not", "value"]);
+        table.ignore(OPERATOR_KEYS);
         return None;
     }
     let several = |value: Value<'_>| -> Option<Vec<Condition>> {

@@ -66,16 +66,17 @@ impl Talk {
         self.rounds.push(round);
     }
 
-    /// Makes the prompt shorter, half the history first, then the results of tools; false when neither is left to cut.
+    /// Makes the prompt shorter, once: half the history, and little of each tool's result; false when there is nothing left
+    /// to cut.
     pub(super) fn shorten(&mut self) -> bool {
-        if !self.history.is_empty() {
-            let halved = halve(&self.history);
-            // What cannot be halved, such as a single long turn, goes as a whole.
-            self.history = if halved.len() < self.history.len() { halved } else { Vec::new() };
-            return true;
+        if self.result_max_bytes <= RESULT_MAX_BYTES_SHORTENED {
+            return false;
         }
         let longest = self.rounds.iter().flat_map(|round| &round.results).map(String::len).max().unwrap_or_default();
-        let can_cut = longest > RESULT_MAX_BYTES_SHORTENED && self.result_max_bytes > RESULT_MAX_BYTES_SHORTENED;
+        let can_cut = !self.history.is_empty() || longest > RESULT_MAX_BYTES_SHORTENED;
+        let halved = halve(&self.history);
+        // What cannot be halved, such as a single long turn, goes as a whole.
+        self.history = if halved.len() < self.history.len() { halved } else { Vec::new() };
         self.result_max_bytes = RESULT_MAX_BYTES_SHORTENED;
         can_cut
     }
