@@ -273,6 +273,49 @@ async fn a_redrive_that_is_killed_is_finished_by_the_next_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_letters_than_a_page_are_worked_off_in_order() {
+    const COUNT: u64 = 1_203;
+    let mut deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |_| ()).await;
+    // Bodies that nobody can read: given up again, as letters of their own.
+    let jetstream = deployment.nats.jetstream().await;
+    let mut published = Vec::new();
+    for number in 1..=COUNT {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-Msg-Id", format!("m-{number}").as_str());
+        headers.insert("Turnwise-Reason", if number % 2 == 0 { "even" } else { "odd" });
+        let subject = format!("{NAMESPACE}.dead.0.telegram.{BOT}.user-{}", number % 40);
+        published.push(jetstream.publish_with_headers(subject, headers, "{}".into()).await.unwrap());
+    }
+    for acknowledgement in published {
+        acknowledgement.await.unwrap();
+    }
+    let listed = run(&deployment, "list", &["--reason", "odd", "--limit", "3", "--json"]).await.json();
+    let ids: Vec<_> = listed["dead_letters"].as_array().unwrap().iter().map(|letter| &letter["id"]).collect();
+    assert_eq!((&listed["matching"], ids), (&json!(602), vec![&json!(1_199), &json!(1_201), &json!(1_203)]));
+
+    let redriven = run(&deployment, "redrive", &["--all", "--yes", "--json"]).await.json();
+    assert_eq!((&redriven["redriven"], &redriven["failed"]), (&json!(COUNT), &json!(0)));
+    deployment.settled(1_203, PATIENCE).await;
+    eventually("every letter to be one again", PATIENCE, async || {
+        (counts(&deployment).await == (COUNT, COUNT)).then_some(())
+    })
+    .await;
+    let again = run(&deployment, "list", &["--conversation", "user-7", "--limit", "1000", "--json"]).await.json();
+    let numbers = again["dead_letters"].as_array().unwrap().iter().map(|letter| {
+        let id = letter["message_id"].as_str().unwrap();
+        id.strip_prefix("m-").unwrap().strip_suffix(":redriven").unwrap().parse::<u64>().unwrap()
+    });
+    assert_eq!(numbers.collect::<Vec<_>>(), (7..=COUNT).step_by(40).collect::<Vec<_>>(), "one conversation's order");
+
+    let discarded = run(&deployment, "discard", &["--bot", BOT, "--reason", "a test", "--yes", "--json"]).await.json();
+    assert_eq!(discarded["discarded"], COUNT);
+    assert_eq!(counts(&deployment).await, (0, COUNT));
+    assert_eq!(deployment.ledger.operator_actions().await.len(), 2 * 1_203);
+    deployment.turnwise.terminate().await;
+    deployment.turnwise.assert_audit_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_usage_says_what_is_wrong_and_changes_nothing() {
     let load = Load { chats: 71..73, per_chat: 1 };
     let deployment = given_up(&[message(71, 1), message(72, 1)], &load, 8).await;
