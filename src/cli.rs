@@ -22,6 +22,7 @@ use crate::tool::Toolbox;
 mod audit;
 mod bench;
 mod dead_letters;
+mod rebuild;
 mod telegram;
 
 /// Runs the conversations of chat bots: durable, in order, one turn at a time.
@@ -50,6 +51,8 @@ enum Command {
     /// Messages that were given up: list, show, redrive or discard them
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// Make a database again from the streams alone, while no process of the deployment runs
+    Rebuild(rebuild::Rebuild),
     /// Tell Telegram where to send a bot's updates, or ask what it knows
     #[command(subcommand)]
     Telegram(telegram::Telegram),
@@ -144,6 +147,10 @@ async fn run(command: Command, format: LogFormat, registered: Responders) -> any
         },
         Command::DeadLetters(command) => match load(command.config()) {
             Ok(config) => dead_letters::run(&config, command, format).await,
+            Err(code) => Ok(code),
+        },
+        Command::Rebuild(options) => match load(&options.config.config) {
+            Ok(config) => rebuild::run(&config, &options, format).await,
             Err(code) => Ok(code),
         },
         Command::Bench(options) => match load(&options.config.config) {

@@ -17,7 +17,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use self::burst::Burst;
-use self::compose::{compose, frame, new_conversation, parts, unsaved};
+use self::compose::{compose, frame, parts, unsaved};
 use self::progress::Audience;
 use self::trace::{process_span, record_waits};
 use self::typing::Typing;
@@ -36,6 +36,9 @@ use crate::store::{
 };
 use crate::stream::{DeadLetter, Publisher, StreamMessage};
 use crate::telemetry::{chain, json_fault, metric};
+
+pub(crate) use burst::ignored;
+pub(crate) use compose::new_conversation;
 
 mod burst;
 mod compose;

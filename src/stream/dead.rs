@@ -9,15 +9,13 @@ use std::collections::BTreeMap;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::consumer::pull::Config as PullConfig;
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
 use async_nats::jetstream::stream::{DeleteMessageErrorKind, RawMessageErrorKind};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use super::page::PageOf;
 use super::publish::headers;
 use super::{
     Lane, PublishError, Published, Publisher, SCHEMA_HEADER, StreamError, StreamHandle, StreamMessage, refused,
@@ -90,7 +88,13 @@ impl Letter {
     /// The id under which its message comes again.
     #[must_use]
     pub fn redriven_id(&self) -> String {
-        format!("{}{REDRIVEN_SUFFIX}", self.message.message_id)
+        Self::redriven_id_of(&self.message.message_id)
+    }
+
+    /// The id under which a message comes again when it is redriven.
+    #[must_use]
+    pub(crate) fn redriven_id_of(message_id: &str) -> String {
+        format!("{message_id}{REDRIVEN_SUFFIX}")
     }
 
     fn read(handle: &StreamHandle, message: StreamMessage, headers: &HeaderMap) -> Self {
@@ -131,44 +135,15 @@ pub struct LettersPage {
 }
 
 impl StreamHandle {
-    /// The letters behind a place, in stream order and without their bodies. Made anew for each page, so that it does not
-    /// matter how long its reader takes, nor what is taken away meanwhile.
+    /// The letters behind a place, in stream order and without their bodies.
     ///
     /// # Errors
     /// When JetStream does not answer, or the connection was interrupted meanwhile.
     pub async fn letters(&self, filter: &LetterFilter, after: u64) -> Result<LettersPage, StreamError> {
-        let what = || format!("read the stream {}", self.name);
-        let config = PullConfig {
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
-            ack_policy: AckPolicy::None,
-            filter_subject: filter.subject(self),
-            headers_only: true,
-            memory_storage: true,
-            ..PullConfig::default()
-        };
-        let consumer = self.connection.jetstream.create_consumer_on_stream(config, &self.name).await;
-        let consumer = consumer.map_err(|error| refused(what(), error))?;
-        let fetched = consumer.fetch().max_messages(LETTERS_PAGE).messages().await;
-        let mut fetched = fetched.map_err(|error| refused(what(), error))?;
-        let mut page = LettersPage { letters: Vec::new(), last: None };
-        let mut count = 0;
-        while let Some(message) = fetched.next().await {
-            let message = message.map_err(|error| refused(what(), error))?;
-            let info = message.info().map_err(|error| refused(what(), error))?;
-            count += 1;
-            if info.consumer_sequence != count {
-                return Err(refused(what(), "a message sent to us did not arrive".to_owned()));
-            }
-            page.last = Some(info.stream_sequence);
-            let (sequence, published_at) = (info.stream_sequence, info.published.into());
-            let headers = message.headers.clone().unwrap_or_default();
-            let read = StreamMessage::read(self, &message.subject, &headers, Bytes::new(), sequence, published_at);
-            let letter = read.map(|message| Letter::read(self, message, &headers));
-            page.letters.extend(letter.filter(|letter| filter.admits(letter)));
-        }
-        drop(fetched);
-        super::remove_consumer(self, &consumer.cached_info().name).await?;
-        Ok(page)
+        let of = PageOf { subject: filter.subject(self), limit: LETTERS_PAGE, headers_only: true };
+        let page = self.page(&of, after).await?;
+        let letters = page.messages.into_iter().map(|(message, headers)| Letter::read(self, message, &headers));
+        Ok(LettersPage { letters: letters.filter(|letter| filter.admits(letter)).collect(), last: page.last })
     }
 
     /// One letter with its body, by its id.

@@ -125,6 +125,14 @@ impl Ledger {
         number(&mut rows[0], 0)
     }
 
+    /// Every conversation's id, peer, status and number of messages.
+    pub(crate) async fn conversations(&self) -> Vec<[String; 4]> {
+        let rows = self
+            .rows("SELECT CAST(id AS TEXT), peer, status, CAST(message_count AS TEXT) FROM conversations ORDER BY id")
+            .await;
+        rows.into_iter().map(|mut row| [0, 1, 2, 3].map(|column| text(&mut row, column))).collect()
+    }
+
     /// Every delivery, in the order of the messages that they answer.
     pub(crate) async fn deliveries(&self) -> Vec<Delivery> {
         let rows = self
