@@ -10,20 +10,22 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use serde::Serialize;
-use serde_json::Value;
 use uuid::Uuid;
 
-use crate::message::{ConversationKey, TerminalState, Timestamp};
-use crate::store::{Committed, OperatorAction, OperatorVerb, Store, StoreError, Turn};
-use crate::stream::{LETTERS_PAGE, Letter, LetterFilter, PublishError, Publisher, StreamError, StreamHandle};
+use crate::message::{ConversationKey, Timestamp};
+use crate::store::{Committed, OperatorAction, OperatorVerb, Store, StoreError};
+use crate::stream::{Letter, LetterFilter, PublishError, Publisher, StreamError, StreamHandle};
 use crate::telemetry::chain;
+
+use pages::Pages;
+use records::LISTED;
+pub use records::{Detail, Entry, List, Place, Plan, Redriven, Report, Summary};
+
+mod pages;
+mod records;
 
 /// Conversations, or letters to be removed, that are worked on at once.
 const AT_ONCE: usize = 32;
-
-/// Letters and conversations named in reports; the counts beside them are exact.
-const LISTED: usize = 1_000;
 
 /// The deployment's dead letters.
 #[derive(Debug)]
@@ -41,107 +43,6 @@ pub struct DeadLetters {
 pub enum Selection {
     Ids(BTreeSet<u64>),
     Matching(LetterFilter),
-}
-
-/// What a list says of a letter: nothing of what was written.
-#[derive(Debug, Serialize)]
-pub struct Summary {
-    pub id: u64,
-    /// When it was given up.
-    pub time: Timestamp,
-    pub channel: String,
-    pub bot: String,
-    /// The peer, as in subjects.
-    pub conversation: String,
-    pub reason: String,
-    pub attempts: u32,
-    pub message_id: String,
-}
-
-/// The newest letters, and how many there are.
-#[derive(Debug, Serialize)]
-pub struct List {
-    pub matching: u64,
-    /// Newest last.
-    pub dead_letters: Vec<Summary>,
-}
-
-/// A letter with all that is known of it.
-#[derive(Debug, Serialize)]
-pub struct Detail {
-    #[serde(flatten)]
-    pub summary: Summary,
-    pub error: String,
-    pub traceparent: Option<String>,
-    pub inbound_sequence: Option<u64>,
-    /// Its row in the ledger.
-    pub turn: Option<Turn>,
-    /// What its steps asked and answered, such as calls of tools.
-    pub record: Option<Value>,
-    /// The turn that it was redriven as, when that has ended.
-    pub redriven: Option<Redriven>,
-    /// The message as it came; text where it is no JSON, `None` where it lies on no stream any more.
-    pub payload: Option<Value>,
-}
-
-/// A redriven message's end.
-#[derive(Debug, Serialize)]
-pub struct Redriven {
-    pub turn_id: Uuid,
-    pub state: TerminalState,
-}
-
-/// What a selection comes to, before anything is done.
-#[derive(Debug, Default, Serialize)]
-pub struct Plan {
-    pub dead_letters: u64,
-    pub conversations: u64,
-    /// Ids that name no letter.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub missing: Vec<u64>,
-    /// The first of the conversations, by name.
-    pub listed: Vec<Place>,
-    /// Letters behind it came later, and are not meant.
-    #[serde(skip)]
-    until: u64,
-}
-
-/// Where the letters of one conversation come again.
-#[derive(Debug, Serialize)]
-pub struct Place {
-    /// `<channel>.<bot>.<peer>`.
-    pub conversation: String,
-    pub bot: Option<Arc<str>>,
-    pub dead_letters: u64,
-    /// Messages in the open conversation now, behind which they come; 0 when they open one.
-    pub messages_before: i64,
-    pub last_message_at: Option<Timestamp>,
-}
-
-/// What was done.
-#[derive(Debug, Default, Serialize)]
-pub struct Report {
-    pub redriven: u64,
-    /// Whose new message was there before: only the letter was removed.
-    pub already_redriven: u64,
-    pub discarded: u64,
-    pub failed: u64,
-    /// Not tried, because the stream took no messages.
-    pub left: u64,
-    pub listed: Vec<Entry>,
-}
-
-/// One letter's part in a report.
-#[derive(Debug, Serialize)]
-pub struct Entry {
-    pub id: u64,
-    pub conversation: String,
-    pub outcome: &'static str,
-    /// The new message's turn.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub turn_id: Option<Uuid>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
 }
 
 /// Why the work on dead letters stopped. What was done before stays done, and doing it again does no harm.
@@ -179,7 +80,7 @@ impl DeadLetters {
             newest.extend(letters);
             newest.drain(..newest.len().saturating_sub(limit));
         }
-        Ok(List { matching, dead_letters: newest.iter().map(summary).collect() })
+        Ok(List { matching, dead_letters: newest.iter().map(Summary::of).collect() })
     }
 
     /// Everything about one letter; `None` when there is none of this id.
@@ -199,7 +100,7 @@ impl DeadLetters {
         let redriven = of(&ids[1]).map(|committed| Redriven { turn_id: committed.turn_id(), state: committed.state() });
         let body = self.body(&letter).await?;
         Ok(Some(Detail {
-            summary: summary(&letter),
+            summary: Summary::of(&letter),
             error: letter.error,
             traceparent: letter.message.traceparent,
             inbound_sequence: letter.inbound_sequence,
@@ -410,60 +311,7 @@ impl DeadLetters {
     }
 }
 
-/// The letters of a selection, page by page, in stream order.
-struct Pages<'a> {
-    dead: &'a StreamHandle,
-    selection: &'a Selection,
-    after: u64,
-    until: u64,
-}
-
-impl Pages<'_> {
-    /// At most [`LETTERS_PAGE`] letters; `None` at the end.
-    async fn next(&mut self) -> Result<Option<Vec<Letter>>, StreamError> {
-        while self.after < self.until {
-            let (last, letters) = match self.selection {
-                Selection::Ids(ids) => self.named(ids).await?,
-                Selection::Matching(filter) => {
-                    let page = self.dead.letters(filter, self.after).await?;
-                    (page.last.unwrap_or(self.until), page.letters)
-                }
-            };
-            self.after = last;
-            let letters: Vec<Letter> = letters.into_iter().filter(|letter| letter.id() <= self.until).collect();
-            if !letters.is_empty() {
-                return Ok(Some(letters));
-            }
-        }
-        Ok(None)
-    }
-
-    async fn named(&self, ids: &BTreeSet<u64>) -> Result<(u64, Vec<Letter>), StreamError> {
-        let next: Vec<u64> = ids.range(self.after + 1..).take(LETTERS_PAGE).copied().collect();
-        let last = next.last().copied().unwrap_or(self.until);
-        let read = stream::iter(next).map(|id| self.dead.letter(id)).buffered(AT_ONCE);
-        let mut letters: Vec<Letter> = read.try_collect::<Vec<_>>().await?.into_iter().flatten().collect();
-        for letter in &mut letters {
-            letter.message.payload = Bytes::new();
-        }
-        Ok((last, letters))
-    }
-}
-
-impl Outcome {
-    /// Whether the letter has nothing left to do.
-    const fn is_done(&self) -> bool {
-        matches!(self, Self::Redriven(_) | Self::AlreadyRedriven(_))
-    }
-}
-
 impl Report {
-    /// Whether everything that was to be done was done.
-    #[must_use]
-    pub const fn is_complete(&self) -> bool {
-        self.failed == 0 && self.left == 0
-    }
-
     fn add(&mut self, letter: &Letter, outcome: &Outcome) {
         let (count, word, turn_id, error) = match outcome {
             Outcome::Redriven(turn_id) => (&mut self.redriven, "redriven", Some(*turn_id), None),
@@ -477,26 +325,11 @@ impl Report {
         *count += 1;
         self.note(letter, word, turn_id, error);
     }
-
-    fn note(&mut self, letter: &Letter, outcome: &'static str, turn_id: Option<Uuid>, error: Option<String>) {
-        if self.listed.len() < LISTED {
-            let conversation = letter.message.lane.to_string();
-            self.listed.push(Entry { id: letter.id(), conversation, outcome, turn_id, error });
-        }
-    }
 }
 
-fn summary(letter: &Letter) -> Summary {
-    let key = letter.key();
-    let token = |place: usize| letter.message.lane.split('.').nth(place).unwrap_or_default().to_owned();
-    Summary {
-        id: letter.id(),
-        time: letter.message.published_at,
-        channel: token(0),
-        bot: key.map_or_else(|| token(1), |key| key.bot.to_string()),
-        conversation: token(2),
-        reason: letter.reason.clone(),
-        attempts: letter.attempts,
-        message_id: letter.message.message_id.clone(),
+impl Outcome {
+    /// Whether the letter has nothing left to do.
+    const fn is_done(&self) -> bool {
+        matches!(self, Self::Redriven(_) | Self::AlreadyRedriven(_))
     }
 }

@@ -9,9 +9,9 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 use support::ledger::{Ledger, Message};
-use support::process::{CONSOLE_TOKEN, Turnwise, quoted};
+use support::process::{CONSOLE_TOKEN, Turnwise, WEB_KEY, quoted};
 use support::responder::{Behaviour, answer, message};
-use support::scenario::{BOT, Backend, Deployment, Load};
+use support::scenario::{BOT, Backend, Deployment, Load, RESPONDER};
 use support::{PATIENCE, eventually, http_client};
 use tempfile::TempDir;
 
@@ -147,6 +147,36 @@ async fn a_closed_conversation_is_followed_by_another() {
     let url = format!("sqlite://{}", directory.path().join("rebuilt.db").display());
     let report = rebuilt(&deployment, &url).await;
     assert_eq!(report["conversations"], 2, "{report:#}");
+    assert_eq!(contents(&Ledger::open(&url)).await, contents(&deployment.ledger).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conversations_of_the_chat_api_keep_their_ids_and_what_agents_said() {
+    let mut deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |configuration| {
+        configuration.web_bot("shop", RESPONDER);
+    })
+    .await;
+    let post = async |path: &str, body: Value| {
+        let request = http_client().post(deployment.turnwise.url(path)).bearer_auth(WEB_KEY).json(&body);
+        let response = request.send().await.unwrap();
+        assert!(response.status().is_success(), "{path}: {}", response.status());
+        response.json::<Value>().await.unwrap()
+    };
+    let long = "many words of one answer ".repeat(400);
+    deployment.model.answer_with("tell me more", &long);
+    let mut conversation = Value::Null;
+    for text in ["hello", "tell me more"] {
+        let said = json!({ "bot": "shop", "device_id": "phone", "message": text, "metadata": { "locale": "de" } });
+        conversation = post("/v1/chat", said).await["conversation_id"].clone();
+    }
+    let path = format!("/v1/conversations/{}/messages", conversation.as_str().unwrap());
+    post(&path, json!({ "content": "a person speaking" })).await;
+    deployment.settled(3, PATIENCE).await;
+    deployment.turnwise.terminate().await;
+    let directory = TempDir::new().unwrap();
+    let url = format!("sqlite://{}", directory.path().join("rebuilt.db").display());
+    let report = rebuilt(&deployment, &url).await;
+    assert_eq!(report["states"], json!({ "answered": 3 }), "{report:#}");
     assert_eq!(contents(&Ledger::open(&url)).await, contents(&deployment.ledger).await);
 }
 
