@@ -2,7 +2,7 @@
 //!
 //! Refuses a database that holds anything, and to make up what no stream holds: see [`NOT_REBUILT`]. Invariants: everything is
 //! written by the same commits as ever, so the ledger's rules hold; no reply becomes one to be sent, because nobody knows
-//! whether it was; one partition's messages at a time lie in memory for each of [`PARTITIONS_AT_ONCE`].
+//! whether it was; what lies in memory is the messages of eight partitions, not of the stream.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -414,3 +414,6 @@ fn merged_metadata(before: Option<Map<String, Value>>, found: &Found) -> Option<
         (before, after) => before.or(after),
     }
 }
+
+#[cfg(test)]
+mod tests;
