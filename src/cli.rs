@@ -12,14 +12,17 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigReader};
+use crate::dead_letters::DeadLetters;
 use crate::responder::{self, Responders};
 use crate::server::{self, Backends, Roles, stop_signal};
-use crate::stream::{self, Lane};
+use crate::stream::{self, Lane, Publisher};
 use crate::telemetry::{self, LogFormat, TelemetryGuard};
 use crate::tool::Toolbox;
 
 mod audit;
 mod bench;
+mod dead_letters;
+mod rebuild;
 mod telegram;
 
 /// Runs the conversations of chat bots: durable, in order, one turn at a time.
@@ -45,6 +48,11 @@ enum Command {
     Migrate(WithConfig),
     /// Compare the stream with the ledger; exit 0 only if nothing is missing, doubled or out of order
     Audit(audit::Audit),
+    /// Messages that were given up: list, show, redrive or discard them
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
+    /// Make a database again from the streams alone, while no process of the deployment runs
+    Rebuild(rebuild::Rebuild),
     /// Tell Telegram where to send a bot's updates, or ask what it knows
     #[command(subcommand)]
     Telegram(telegram::Telegram),
@@ -135,6 +143,14 @@ async fn run(command: Command, format: LogFormat, registered: Responders) -> any
         },
         Command::Audit(options) => match load(&options.config.config) {
             Ok(config) => audit::run(&config, &options, format).await,
+            Err(code) => Ok(code),
+        },
+        Command::DeadLetters(command) => match load(command.config()) {
+            Ok(config) => dead_letters::run(&config, command, format).await,
+            Err(code) => Ok(code),
+        },
+        Command::Rebuild(options) => match load(&options.config.config) {
+            Ok(config) => rebuild::run(&config, &options, format).await,
             Err(code) => Ok(code),
         },
         Command::Bench(options) => match load(&options.config.config) {
@@ -235,6 +251,15 @@ fn on_terminal() -> bool {
     std::io::stderr().is_terminal()
 }
 
+/// A bar on a terminal, of what may take long.
+fn progress(done: u64, all: u64) {
+    if on_terminal() {
+        let filled = usize::try_from(done * 30 / all.max(1)).unwrap_or(30).min(30);
+        let end = if done >= all { "\n" } else { "" };
+        let _ = write!(std::io::stderr(), "\r[{:<30}] {done} of {all} {end}", "#".repeat(filled));
+    }
+}
+
 fn hint(error: &anyhow::Error) -> Option<&'static str> {
     let server = error.downcast_ref::<crate::nats_server::Error>().and_then(crate::nats_server::Error::hint);
     server.or_else(|| error.downcast_ref::<server::ListenError>().and_then(server::ListenError::hint))
@@ -245,6 +270,23 @@ async fn open_inbound(config: &Config) -> anyhow::Result<(Backends, stream::Stre
     let backends = Backends::open(config).await?;
     match stream::existing(&backends.connection, Lane::Inbound).await {
         Ok(inbound) => Ok((backends, inbound)),
+        Err(error) => {
+            backends.close().await;
+            Err(error.into())
+        }
+    }
+}
+
+/// Backends and the dead letters, with whom the system says is working on them.
+async fn open_dead_letters(config: &Config) -> anyhow::Result<(Backends, DeadLetters)> {
+    let (backends, inbound) = open_inbound(config).await?;
+    match stream::existing(&backends.connection, Lane::Dead).await {
+        Ok(dead) => {
+            let publisher = Publisher::new(backends.connection.clone(), config.nats.partitions);
+            let store = backends.store.clone();
+            let actor = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok();
+            Ok((backends, DeadLetters { dead, inbound, publisher, store, actor }))
+        }
         Err(error) => {
             backends.close().await;
             Err(error.into())

@@ -40,6 +40,10 @@ pub mod egress;
 
 pub mod audit;
 
+pub mod dead_letters;
+
+pub mod rebuild;
+
 pub mod nats_server;
 
 pub mod bench;

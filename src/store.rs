@@ -20,6 +20,7 @@ mod group;
 mod groups;
 mod journal;
 mod merge;
+mod operator;
 mod postgres;
 mod records;
 mod rows;
@@ -36,6 +37,7 @@ use sending::{Beginning, Ending};
 pub use error::StoreError;
 pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
 pub(crate) use merge::merge_patch;
+pub use operator::{OperatorAction, OperatorVerb, Recorded};
 pub use records::*;
 
 /// The most rows that a page of a list holds.
@@ -550,6 +552,25 @@ impl Store {
         now: Timestamp,
     ) -> Result<Option<Settled>, StoreError> {
         self.groups.settle_send(Ending { delivery_id, result: result.clone(), now }).await
+    }
+}
+
+/// What people do by hand.
+impl Store {
+    /// Writes down what is about to be made final, with one receipt for each, in order. Doing it twice writes it twice.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`]; some may be written then.
+    pub async fn record_operator_actions(&self, actions: &[OperatorAction]) -> Result<Vec<Recorded>, StoreError> {
+        on!(self.record_operator_actions(actions))
+    }
+
+    /// Whether somebody has redriven or discarded the dead letter of this message: it must not become one again.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn is_dead_letter_ended(&self, message_id: &str) -> Result<bool, StoreError> {
+        on!(self.is_dead_letter_ended(message_id))
     }
 }
 

@@ -17,14 +17,18 @@ use tokio::sync::watch;
 use crate::config::{Config, Nats, NatsAuth};
 use crate::message::ConversationKey;
 
+pub use dead::{DeadLetter, LETTERS_PAGE, Letter, LetterFilter, LettersPage};
 pub(crate) use deliver::HEARTBEAT_AFTER;
 pub use deliver::{Delivery, Lost, Source, SourceError, StreamMessage};
 pub(crate) use floor::{keep_floors, kept_floors};
+pub(crate) use page::PageOf;
 pub use progress::{Progress, ToolNote, ToolState};
-pub use publish::{DeadLetter, PublishError, Published, Publisher};
+pub use publish::{PublishError, Published, Publisher};
 
+mod dead;
 mod deliver;
 mod floor;
+mod page;
 mod progress;
 mod publish;
 

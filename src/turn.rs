@@ -17,7 +17,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use self::burst::Burst;
-use self::compose::{compose, frame, new_conversation, parts, unsaved};
+use self::compose::{compose, frame, parts, unsaved};
 use self::progress::Audience;
 use self::trace::{process_span, record_waits};
 use self::typing::Typing;
@@ -38,6 +38,9 @@ use crate::store::{
 };
 use crate::stream::{DeadLetter, Publisher, StreamMessage};
 use crate::telemetry::{chain, json_fault, metric};
+
+pub(crate) use burst::ignored;
+pub(crate) use compose::new_conversation;
 
 mod burst;
 mod buttons;
@@ -583,8 +586,12 @@ impl Turns {
         failure.user_message.clone().or_else(|| settings.bot.failure_reply.clone())
     }
 
-    /// A crash may have come between the ledger and the dead-letter stream; publishing again is deduped by the stream.
+    /// A crash may have come between the ledger and the dead-letter stream; publishing again is deduped by the stream, as long
+    /// as its window lasts, and by what people have done to the dead letter since.
     async fn bury_again(&self, message: &StreamMessage, committed: &Committed) -> Result<(), StoreError> {
+        if self.store.is_dead_letter_ended(&message.message_id).await? {
+            return Ok(());
+        }
         let Some(turn) = self.store.turn(committed.turn_id()).await? else { return Ok(()) };
         let reason = turn.reason.unwrap_or_default();
         let (word, error) = reason.split_once(": ").unwrap_or(("unknown", &reason));

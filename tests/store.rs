@@ -49,6 +49,8 @@ macro_rules! on_both {
 mod groups;
 #[path = "store/journal.rs"]
 mod journal;
+#[path = "store/operator.rs"]
+mod operator;
 
 on_both!(
     a_commit_writes_everything_and_only_once,

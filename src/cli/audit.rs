@@ -1,12 +1,11 @@
 //! `turnwise audit`.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{WithConfig, on_terminal, open_inbound, print};
+use super::{WithConfig, open_inbound, print, progress};
 use crate::audit::{self, Report};
 use crate::config::Config;
 use crate::telemetry::{self, LogFormat};
@@ -36,14 +35,6 @@ pub(super) async fn run(config: &Config, options: &Audit, format: LogFormat) -> 
     }
     guard.shutdown().await;
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn progress(read: u64, all: u64) {
-    if on_terminal() {
-        let filled = usize::try_from(read * 30 / all.max(1)).unwrap_or(30).min(30);
-        let end = if read >= all { "\n" } else { "" };
-        let _ = write!(std::io::stderr(), "\r[{:<30}] {read} of {all} {end}", "#".repeat(filled));
-    }
 }
 
 fn describe(report: &Report) -> anyhow::Result<()> {

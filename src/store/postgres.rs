@@ -22,6 +22,7 @@ mod commit;
 mod conversations;
 mod deliveries;
 mod journal;
+mod operator;
 mod turns;
 
 /// Set on every connection. No transaction of ours waits for anything between its statements, so one that does belongs to a

@@ -24,6 +24,7 @@ mod commit;
 mod conversations;
 mod deliveries;
 mod journal;
+mod operator;
 mod turns;
 
 /// How long one process waits for another's write, which is a transaction of milliseconds.

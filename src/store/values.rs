@@ -321,7 +321,7 @@ pub(super) fn deliveries(turn: &TurnCommit) -> impl Iterator<Item = DeliveryValu
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
-fn micros<S: Serializer>(moment: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn micros<S: Serializer>(moment: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_i64(moment.as_micros())
 }
 

@@ -6,7 +6,7 @@ use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::{Connection, Lane, SCHEMA_HEADER, StreamMessage, TRACEPARENT_HEADER};
+use super::{Connection, Lane, SCHEMA_HEADER, TRACEPARENT_HEADER};
 use crate::channel::Verified;
 use crate::message::{ConversationKey, SCHEMA_VERSION};
 use crate::store::PendingDelivery;
@@ -26,9 +26,9 @@ pub enum PublishError {
 /// Proof that JetStream holds the message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
-    turn_id: Uuid,
-    sequence: u64,
-    duplicate: bool,
+    pub(super) turn_id: Uuid,
+    pub(super) sequence: u64,
+    pub(super) duplicate: bool,
 }
 
 impl Published {
@@ -48,18 +48,6 @@ impl Published {
     pub const fn duplicate(&self) -> bool {
         self.duplicate
     }
-}
-
-/// A message that shall not be tried any more, with what a person needs to decide about it.
-#[derive(Debug)]
-pub struct DeadLetter<'a> {
-    pub message: &'a StreamMessage,
-    /// The lane's subject tokens, as they came.
-    pub partition: u16,
-    /// A word for grouping: `responder`, `undecodable`, ...
-    pub reason: &'a str,
-    pub error: &'a str,
-    pub attempts: u32,
 }
 
 /// Publishes to the deployment's streams; cheap to clone.
@@ -102,30 +90,6 @@ impl Publisher {
         self.publish(subject, headers, payload.into()).await.map(|_| ())
     }
 
-    /// Puts a message on the dead-letter stream, its body as it came; without its body where the reason makes it larger
-    /// than a message may be, for then the body can still be read on the inbound stream at `Turnwise-Sequence`.
-    ///
-    /// # Errors
-    /// When JetStream did not confirm it.
-    pub async fn dead(&self, letter: &DeadLetter<'_>) -> Result<(), PublishError> {
-        let names = &self.connection.names;
-        let subject = format!(
-            "{}{}",
-            names.partition_filter(Lane::Dead, letter.partition).trim_end_matches('>'),
-            letter.message.lane
-        );
-        let mut headers = headers(&letter.message.message_id, letter.message.traceparent.as_deref());
-        headers.insert("Turnwise-Reason", one_line(letter.reason).as_str());
-        headers.insert("Turnwise-Error", one_line(letter.error).as_str());
-        headers.insert("Turnwise-Attempts", letter.attempts.to_string().as_str());
-        headers.insert("Turnwise-Sequence", letter.message.sequence.to_string().as_str());
-        match self.publish(subject.clone(), headers.clone(), letter.message.payload.clone()).await {
-            Err(PublishError::TooLarge) => self.publish(subject, headers, Bytes::new()).await,
-            published => published,
-        }
-        .map(|_| ())
-    }
-
     /// Tells whoever waits for a turn, over core NATS, that its outcome can be read. Nobody has to hear it.
     pub async fn turn_notice(&self, turn_id: Uuid) {
         let subject = self.connection.names.turn_notice(turn_id);
@@ -144,7 +108,12 @@ impl Publisher {
         self.connection.names.subject(lane, self.partition(key), key)
     }
 
-    async fn publish(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<(u64, bool), PublishError> {
+    pub(super) async fn publish(
+        &self,
+        subject: String,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Result<(u64, bool), PublishError> {
         let message = PublishMessage::build().headers(headers).payload(payload);
         let acknowledgement = self.connection.jetstream.send_publish(subject, message).await.map_err(refused)?;
         let acknowledgement = acknowledgement.await.map_err(refused)?;
@@ -159,7 +128,7 @@ fn refused(error: async_nats::jetstream::context::PublishError) -> PublishError 
     }
 }
 
-fn headers(message_id: &str, traceparent: Option<&str>) -> HeaderMap {
+pub(super) fn headers(message_id: &str, traceparent: Option<&str>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id);
     headers.insert(SCHEMA_HEADER, SCHEMA_VERSION.to_string().as_str());
@@ -167,12 +136,4 @@ fn headers(message_id: &str, traceparent: Option<&str>) -> HeaderMap {
         headers.insert(TRACEPARENT_HEADER, traceparent);
     }
     headers
-}
-
-/// The longest text put into a header: an error's first line is enough, the ledger has the rest.
-const MAX_HEADER_CHARS: usize = 500;
-
-/// Header values end at a line break, so an error of several lines becomes one.
-fn one_line(text: &str) -> String {
-    text.chars().map(|char| if char.is_control() { ' ' } else { char }).take(MAX_HEADER_CHARS).collect()
 }

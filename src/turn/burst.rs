@@ -235,7 +235,7 @@ pub(super) fn withdrawal(event: &Event) -> String {
 }
 
 /// Why an event is not answered, as the ledger has it.
-pub(super) fn ignored(kind: &str, reason: &str) -> String {
+pub(crate) fn ignored(kind: &str, reason: &str) -> String {
     format!("{kind}: {reason}")
 }
 

@@ -165,7 +165,7 @@ pub(super) fn parts(
         .collect()
 }
 
-pub(super) fn new_conversation(envelope: &Envelope) -> NewConversation {
+pub(crate) fn new_conversation(envelope: &Envelope) -> NewConversation {
     let mut metadata = Map::new();
     if let Some(sender) = &envelope.sender
         && let Ok(sender) = serde_json::to_value(sender)

@@ -136,6 +136,14 @@ impl Ledger {
         number(&mut rows[0], 0)
     }
 
+    /// Every conversation's id, peer, status and number of messages.
+    pub(crate) async fn conversations(&self) -> Vec<[String; 4]> {
+        let rows = self
+            .rows("SELECT CAST(id AS TEXT), peer, status, CAST(message_count AS TEXT) FROM conversations ORDER BY id")
+            .await;
+        rows.into_iter().map(|mut row| [0, 1, 2, 3].map(|column| text(&mut row, column))).collect()
+    }
+
     /// Every delivery, in the order of the messages that they answer.
     pub(crate) async fn deliveries(&self) -> Vec<Delivery> {
         let rows = self
@@ -147,6 +155,12 @@ impl Ledger {
             attempts: number(&mut row, 2).try_into().unwrap(),
         };
         rows.into_iter().map(delivery).collect()
+    }
+
+    /// What people did by hand, in order: verb, target and reason.
+    pub(crate) async fn operator_actions(&self) -> Vec<(String, String, Option<String>)> {
+        let rows = self.rows("SELECT verb, target, reason FROM operator_actions ORDER BY id").await;
+        rows.into_iter().map(|mut row| (text(&mut row, 0), text(&mut row, 1), row[2].take())).collect()
     }
 
     /// Conversations, messages, turns and deliveries: what must not change when a request is refused.

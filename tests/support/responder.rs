@@ -176,6 +176,11 @@ impl Model {
         self.state.always_failing.lock().unwrap().insert(message.to_owned());
     }
 
+    /// From now on nothing always fails any more.
+    pub(crate) fn mend(&self) {
+        self.state.always_failing.lock().unwrap().clear();
+    }
+
     /// From now on the answer to this message is `answer`.
     pub(crate) fn answer_with(&self, message: &str, answer: &str) {
         self.state.answers.lock().unwrap().insert(message.to_owned(), answer.to_owned());
