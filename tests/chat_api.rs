@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
-use support::process::{NAMESPACE, Turnwise, WEB_KEY};
+use support::process::{CONSOLE_TOKEN, NAMESPACE, Turnwise, WEB_KEY, quoted};
 use support::responder::Behaviour;
 use support::scenario::{BOT, Backend, Deployment, RESPONDER};
 use support::telegram::SECRET;
@@ -86,6 +86,34 @@ async fn an_idempotency_key_stands_for_one_turn() {
     other.assert_problem(StatusCode::UNPROCESSABLE_ENTITY, None);
     assert_eq!(deployment.model.log(|log| log.calls.len()), 1, "calls of the model");
     assert_eq!(deployment.ledger.turn_count().await, 1, "turns");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_turns_and_operators_write_the_place_in_a_workflow() {
+    let deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |configuration| {
+        configuration.web_bot("web", RESPONDER);
+        configuration.set("bots.open", "channel", "\"web\"").set("bots.open", "responder", &quoted(RESPONDER));
+    })
+    .await;
+    let known = post(&deployment.turnwise, &say("phone", "hello")).await;
+    let conversation = format!("/v1/conversations/{}", known.body["conversation_id"].as_str().unwrap());
+    let before = everything_stored(&deployment).await;
+    let place = json!({ "metadata": { "workflow_state": { "node": "paid" } } });
+    let refused = |answer: Answer| {
+        answer.assert_problem(StatusCode::UNPROCESSABLE_ENTITY, Some("metadata.workflow_state"));
+    };
+    let mut body = say("phone", "hello");
+    body["metadata"] = place["metadata"].clone();
+    refused(post(&deployment.turnwise, &body).await);
+    body["bot"] = json!("open");
+    refused(Answer::of(http_client().post(deployment.turnwise.url("/v1/chat")).json(&body)).await);
+    refused(Answer::of(request(&deployment.turnwise, Method::PATCH, &conversation).json(&place)).await);
+    assert_eq!(everything_stored(&deployment).await, before, "stream and rows before and after");
+    assert_eq!(get(&deployment.turnwise, &conversation).await.body["metadata"], json!({}));
+
+    let operator = http_client().patch(deployment.turnwise.url(&conversation)).bearer_auth(CONSOLE_TOKEN);
+    let moved = Answer::of(operator.json(&place)).await;
+    assert_eq!((moved.status, &moved.body["metadata"]), (StatusCode::OK, &place["metadata"]), "{moved:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,14 +1,16 @@
-//! Who calls the chat API, and what they may see.
+//! Who calls the chat API, and what they may see and write.
 //!
 //! Invariants: keys are compared in constant time, all of them on every request; a bot without keys is open to whoever
 //! reaches the port, and then the device id is what shows a conversation to its owner and to nobody else.
 
 use axum::http::{HeaderMap, header};
+use serde_json::{Map, Value};
 use subtle::{Choice, ConstantTimeEq as _};
 
 use super::Ingress;
 use super::problem::Problem;
 use crate::config::{Bot, BotChannel, Secret, WebBot};
+use crate::responder::workflow::STATE_KEY;
 use crate::store::Conversation;
 
 /// Who calls.
@@ -82,6 +84,18 @@ impl Access<'_> {
             Caller::Key => of_bot && of_device,
             Caller::Open => of_bot && of_device && device_id.is_some(),
         }
+    }
+
+    /// Whether the caller may write this into a conversation's metadata. The place in the workflow is the turns' own: who
+    /// could write it could walk past a node that checks something. An operator may put somebody elsewhere in the graph.
+    ///
+    /// # Errors
+    /// 422 that names the member.
+    pub(super) fn check_metadata(&self, metadata: Option<&Map<String, Value>>) -> Result<(), Problem> {
+        if self.caller == Caller::Operator || !metadata.is_some_and(|metadata| metadata.contains_key(STATE_KEY)) {
+            return Ok(());
+        }
+        Err(Problem::field(422, &format!("metadata.{STATE_KEY}"), "is written by turns, and with the console token."))
     }
 }
 

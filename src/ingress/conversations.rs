@@ -201,6 +201,7 @@ async fn patch(
         return Err(Problem::unauthorized());
     }
     let change = Change::read(&ingress.object(&headers, body, MERGE_PATCH).await?)?;
+    access.check_metadata(change.metadata.as_ref())?;
     let conversation = ingress.visible(&access, &id, None).await?;
     let patched = ingress.store.patch_conversation(conversation.id, &change.into(), Timestamp::now()).await;
     let patched = patched.map_err(|error| store_problem(&error))?.ok_or_else(not_found)?;
