@@ -1,7 +1,8 @@
 //! What went wrong in a call to a model server, and whether trying again can help.
 //!
 //! Refuses to look at anything but status, code, type and message: servers disagree about all four, so each is read
-//! leniently. Invariant: a failure's text holds nothing of the request.
+//! leniently. Refuses to repeat the message, because servers quote the request in theirs. Invariant: a failure's text holds
+//! nothing of the request.
 
 use std::error::Error;
 use std::time::Duration;
@@ -15,8 +16,8 @@ use crate::config::Secret;
 /// Longest wait taken from a server: past this the caller's own backoff and attempts decide.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 
-/// Longest text quoted from a server's error message.
-const QUOTE_MAX_CHARS: usize = 200;
+/// Longest code or type repeated from a server's error; those that are documented have up to some thirty characters.
+const WORD_MAX_CHARS: usize = 64;
 
 /// A call without an answer. The message is for operators and holds neither the key nor anything of the request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -125,18 +126,19 @@ impl ModelFailure {
     }
 }
 
-/// Makes a server's own words fit to be shown: short, on one line, and without the key, which some servers repeat.
+/// Knows which of a server's own words can be shown: identifiers, such as `rate_limit_exceeded`, that do not hold the key.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Quoting {
     pub(super) key: Option<Secret>,
 }
 
 impl Quoting {
-    fn quote(&self, text: &str) -> String {
+    fn can_show(&self, word: &str) -> bool {
+        let is_identifier = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
         let key = self.key.as_ref().map(Secret::expose).filter(|key| !key.is_empty());
-        let text = key.map_or_else(|| text.to_owned(), |key| text.replace(key, "[redacted]"));
-        let clean = |c: char| if c.is_control() { ' ' } else { c };
-        text.chars().map(clean).take(QUOTE_MAX_CHARS).collect()
+        (1..=WORD_MAX_CHARS).contains(&word.len())
+            && word.chars().all(is_identifier)
+            && key.is_none_or(|key| !word.contains(key))
     }
 }
 
@@ -155,9 +157,9 @@ pub(super) fn classify(status: u16, body: Option<&Value>, after: Option<Duration
         Fault::Refused
     };
     let mut message = format!("the model server answered HTTP {status}");
-    if !error.message.is_empty() {
-        message.push_str(": ");
-        message.push_str(&quoting.quote(error.message));
+    let words = error.words(status, quoting);
+    if !words.is_empty() {
+        message.push_str(&format!(" ({})", words.join(", ")));
     }
     ModelFailure { fault, message, after, status: Some(status) }
 }
@@ -237,6 +239,18 @@ impl<'a> ServerError<'a> {
     /// Whether the code or the type is `word`; which of the two holds it differs between servers.
     fn says(&self, word: &str) -> bool {
         self.kind == word || self.code.and_then(Value::as_str) == Some(word)
+    }
+
+    /// Type and code, as far as they say more than the status and can be shown.
+    fn words(&self, status: u16, quoting: &Quoting) -> Vec<String> {
+        let code = match self.code {
+            Some(Value::String(code)) => Some(code.clone()),
+            Some(Value::Number(code)) => Some(code.to_string()),
+            _ => None,
+        };
+        let code = code.filter(|code| code != self.kind && *code != status.to_string());
+        let words = std::iter::once(self.kind.to_owned()).chain(code);
+        words.filter(|word| quoting.can_show(word)).collect()
     }
 
     /// 413 is the same complaint from a server that counts bytes.

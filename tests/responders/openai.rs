@@ -88,26 +88,34 @@ async fn statuses_are_told_apart() {
         |message: &str, kind: &str, code: Value| json!({ "error": { "message": message, "type": kind, "code": code } });
     for code in [408, 409, 425, 429, 500, 502, 503, 504, 529] {
         let body = error("Wait.", "server_error", Value::Null);
-        check(status(code, &body), retryable(&format!("the model server answered HTTP {code}: Wait."))).await;
+        check(status(code, &body), retryable(&format!("the model server answered HTTP {code} (server_error)"))).await;
     }
     for code in [400, 401, 402, 403, 404, 405, 422, 451] {
         let body = error("No.", "invalid_request_error", json!("nope"));
-        check(status(code, &body), terminal(&format!("the model server answered HTTP {code}: No."))).await;
+        check(
+            status(code, &body),
+            terminal(&format!("the model server answered HTTP {code} (invalid_request_error, nope)")),
+        )
+        .await;
     }
     let quota = error("You exceeded your current quota.", "insufficient_quota", json!("insufficient_quota"));
-    check(status(429, &quota), terminal("the model server answered HTTP 429: You exceeded your current quota.")).await;
+    check(status(429, &quota), terminal("the model server answered HTTP 429 (insufficient_quota)")).await;
     let integer = error("No such model.", "NotFoundError", json!(404));
-    check(status(404, &integer), terminal("the model server answered HTTP 404: No such model.")).await;
+    check(status(404, &integer), terminal("the model server answered HTTP 404 (NotFoundError)")).await;
     let bare = json!({ "object": "error", "message": "Bad.", "type": "BadRequestError", "code": 400 });
-    check(status(400, &bare), terminal("the model server answered HTTP 400: Bad.")).await;
+    check(status(400, &bare), terminal("the model server answered HTTP 400 (BadRequestError)")).await;
     let list = json!([error("Later.", "x", json!(503))]);
-    check(status(503, &list), retryable("the model server answered HTTP 503: Later.")).await;
+    check(status(503, &list), retryable("the model server answered HTTP 503 (x)")).await;
     let text = json!({ "error": "model is loading" });
-    check(status(503, &text), retryable("the model server answered HTTP 503: model is loading")).await;
+    check(status(503, &text), retryable("the model server answered HTTP 503")).await;
     let inside = error("Slow down.", "rate_limit", json!("429"));
-    check(status(200, &inside), retryable("the model server answered HTTP 429: Slow down.")).await;
+    check(status(200, &inside), retryable("the model server answered HTTP 429 (rate_limit)")).await;
     let filtered = error("Filtered.", "invalid_request_error", json!("content_filter"));
-    check(status(400, &filtered), terminal("the model server answered HTTP 400: Filtered.")).await;
+    check(
+        status(400, &filtered),
+        terminal("the model server answered HTTP 400 (invalid_request_error, content_filter)"),
+    )
+    .await;
     let html = Play::Answer { status: 502, headers: Vec::new(), body: "<html>Bad Gateway PROMPT</html>".to_owned() };
     check(html, retryable("the model server answered HTTP 502")).await;
     let html = Play::Answer { status: 200, headers: Vec::new(), body: "<html>Welcome</html>".to_owned() };
@@ -118,12 +126,22 @@ async fn statuses_are_told_apart() {
 }
 
 #[tokio::test]
-async fn quotes_are_short_and_hold_no_key() {
-    let long = format!("Incorrect API key provided: {API_KEY}.\n{}", "x".repeat(500));
-    let (outcome, _) = ask([status(401, &json!({ "error": { "message": long } }))], &context(), &request(&["x"])).await;
-    let Err(TurnError::Terminal { message, .. }) = outcome else { panic!("{outcome:?}") };
-    assert!(message.contains("Incorrect API key provided: [redacted]. xxx"), "{message}");
-    assert_eq!(message.chars().count(), "the model server answered HTTP 401: ".len() + 200);
+async fn a_server_that_repeats_its_input_is_not_repeated() {
+    let long = "x".repeat(65);
+    for (error, shown) in [
+        (
+            json!({ "message": "invalid value: PROMPT", "type": "bad-request.v2", "code": "E_1" }),
+            " (bad-request.v2, E_1)",
+        ),
+        (json!({ "message": "PROMPT", "type": "PROMPT in spaces", "code": 1302 }), " (1302)"),
+        (json!({ "message": "", "type": API_KEY, "code": format!("key_{API_KEY}") }), ""),
+        (json!({ "type": long, "code": { "PROMPT": "PROMPT" } }), ""),
+        (json!("PROMPT"), ""),
+    ] {
+        let play = status(400, &json!({ "error": error }));
+        let (outcome, _) = ask([play], &context(), &request(&["PROMPT"])).await;
+        assert_eq!(outcome, Err(terminal(&format!("the model server answered HTTP 400{shown}"))), "{error}");
+    }
 }
 
 #[tokio::test]
