@@ -205,13 +205,16 @@ async fn changes_made_while_a_turn_runs_survive_it(database: &Database) {
     committed(store.commit(first.clone()).await.unwrap());
 
     let mut second = next_turn(&first, 2);
-    second.metadata_patch = Some(object(json!({"topic": "shipping", "form": {"city": "Ulm"}, "locale": null})));
+    second.metadata_patches = vec![
+        object(json!({"topic": "shipping", "form": {"city": "Ulm"}, "locale": "de", "cart": null})),
+        object(json!({"form": {"street": "Gasse 7"}, "locale": null, "cart": {"paid": false}})),
+    ];
     second.workflow_state = Some(json!({"node": "ask"}));
     store.load_turn(&second.key, &second.dedupe_id).await.unwrap();
     let patch = ConversationPatch {
         status: Some(ConversationStatus::Human),
         assignee: Some(Some("maria".to_owned())),
-        metadata: Some(object(json!({"vip": true, "form": {"name": "Ann"}}))),
+        metadata: Some(object(json!({"vip": true, "form": {"name": "Ann"}, "cart": {"paid": true, "items": 2}}))),
     };
     let patched = store.patch_conversation(id, &patch, at(90)).await.unwrap().unwrap();
     assert_eq!(store.conversation(id).await.unwrap(), Some(patched));
@@ -222,7 +225,8 @@ async fn changes_made_while_a_turn_runs_survive_it(database: &Database) {
     assert_eq!(conversation.assignee.as_deref(), Some("maria"));
     assert_eq!(conversation.snippet.as_deref(), Some("answer to ann 2"));
     let expected = json!({
-        "vip": true, "topic": "shipping", "form": {"name": "Ann", "city": "Ulm"}, "workflow_state": {"node": "ask"},
+        "vip": true, "topic": "shipping", "form": {"name": "Ann", "city": "Ulm", "street": "Gasse 7"},
+        "cart": {"paid": false}, "workflow_state": {"node": "ask"},
     });
     assert_eq!(Value::Object(conversation.metadata), expected);
     assert_eq!(conversation.updated_at, at(90), "a turn that began earlier does not turn the time back");
@@ -320,7 +324,7 @@ async fn a_turn_without_a_conversation_is_in_the_ledger(database: &Database) {
     turn.state = TerminalState::DeadLettered;
     turn.reason = Some("the model is gone".to_owned());
     (turn.conversation_id, turn.new_conversation) = (None, None);
-    (turn.metadata_patch, turn.workflow_state) = (None, None);
+    (turn.metadata_patches, turn.workflow_state) = (Vec::new(), None);
     turn.messages.clear();
     turn.deliveries.truncate(1);
     turn.deliveries[0].conversation_id = None;
@@ -751,7 +755,7 @@ async fn unusual_text_is_stored(database: &Database) {
     let mut turn = first_turn(owner, 1, "o'brien\"; --");
     turn.messages[0].content = "a\0b \u{1F600} \"quoted\" 'single' \\u0000 line\nbreak".to_owned();
     turn.messages[1].content = "é\n".repeat(400);
-    turn.metadata_patch = Some(object(json!({"nul\0": "\0", "number": 1.25e-7, "big": u64::MAX, "text": "7"})));
+    turn.metadata_patches = vec![object(json!({"nul\0": "\0", "number": 1.25e-7, "big": u64::MAX, "text": "7"}))];
     turn.deliveries[0].content = "a\0b".to_owned();
     turn.deliveries[0].buttons = vec![Button { label: "\0".to_owned(), payload: String::new() }];
     committed(store.commit(turn.clone()).await.unwrap());
@@ -953,7 +957,7 @@ fn turn_in(
         deliveries: vec![part(0), part(1)],
         messages: vec![question, answer],
         key,
-        metadata_patch: None,
+        metadata_patches: Vec::new(),
         workflow_state: None,
         handoff: false,
         actions: Vec::new(),

@@ -263,7 +263,7 @@ fn turn(ownership: Ownership, key: &ConversationKey, conversation_id: Uuid, sequ
             created_at: now,
         }),
         messages: vec![message(Role::User, Author::User), reply],
-        metadata_patch: None,
+        metadata_patches: Vec::new(),
         workflow_state: None,
         handoff: false,
         actions: Vec::new(),

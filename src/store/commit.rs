@@ -313,7 +313,7 @@ fn suppressed(turn: &TurnCommit, current: &HashMap<Uuid, Conversation>) -> Optio
     Some(TurnCommit {
         state: TerminalState::HandedOff,
         messages: said.cloned().collect(),
-        metadata_patch: None,
+        metadata_patches: Vec::new(),
         workflow_state: None,
         handoff: false,
         actions: Vec::new(),

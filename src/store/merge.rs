@@ -50,13 +50,13 @@ pub(super) fn change(current: &Conversation, turn: &TurnCommit) -> Option<Conver
     })
 }
 
-/// What a turn makes of the metadata as it is now: the merge patch first, then the workflow's position.
+/// What a turn makes of the metadata as it is now: its merge patches in their order, then the workflow's position.
 fn turn_metadata(current: &Conversation, turn: &TurnCommit) -> Option<Map<String, Value>> {
-    if turn.metadata_patch.is_none() && turn.workflow_state.is_none() {
+    if turn.metadata_patches.is_empty() && turn.workflow_state.is_none() {
         return None;
     }
     let mut metadata = current.metadata.clone();
-    if let Some(patch) = &turn.metadata_patch {
+    for patch in &turn.metadata_patches {
         merge_patch(&mut metadata, patch);
     }
     if let Some(state) = &turn.workflow_state {

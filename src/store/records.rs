@@ -175,13 +175,14 @@ pub struct TurnCommit {
     pub attempts: u32,
     pub responder: Option<String>,
     /// `None` when nothing is said in any conversation (an ignored event, a first message that failed): then `messages`,
-    /// `metadata_patch` and `workflow_state` are empty.
+    /// `metadata_patches` and `workflow_state` are empty.
     pub conversation_id: Option<Uuid>,
     /// Written first when the turn is the conversation's first; its id is `conversation_id`.
     pub new_conversation: Option<NewConversation>,
     pub messages: Vec<NewMessage>,
-    /// RFC 7386 merge patch, applied to the metadata as it is inside the transaction.
-    pub metadata_patch: Option<Map<String, Value>>,
+    /// RFC 7386 merge patches, applied in this order to the metadata as it is inside the transaction. Several cannot always be
+    /// made one: no patch says that an object takes the place of another.
+    pub metadata_patches: Vec<Map<String, Value>>,
     /// Becomes `metadata.workflow_state`, the rest of the fresh metadata untouched.
     pub workflow_state: Option<Value>,
     /// Gives the conversation to a person: its status becomes `human`, unless somebody changed it from `bot` meanwhile.

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde_json::Map;
 use uuid::Uuid;
 
 use super::burst::{Burst, timings};
@@ -73,8 +73,8 @@ pub(super) fn compose(
             created_at: commit.committed_at,
         });
     }
-    let callers = burst.said().map(|(envelope, _)| envelope.metadata.clone()).fold(None, merged);
-    commit.metadata_patch = merged(callers, decided.reply.metadata);
+    let callers = burst.said().filter_map(|(envelope, _)| envelope.metadata.clone());
+    commit.metadata_patches = callers.chain(decided.reply.metadata).collect();
     commit.workflow_state = decided.reply.workflow_state;
     commit.handoff = decided.reply.handoff;
     commit.actions = decided.reply.actions;
@@ -121,7 +121,7 @@ pub(super) fn frame(task: &Task, key: ConversationKey, turn_id: Uuid, received_a
         conversation_id: None,
         new_conversation: None,
         messages: Vec::new(),
-        metadata_patch: None,
+        metadata_patches: Vec::new(),
         workflow_state: None,
         handoff: false,
         actions: Vec::new(),
@@ -198,16 +198,5 @@ pub(super) fn unsaved(new: &NewConversation) -> Conversation {
         metadata: new.metadata.clone(),
         created_at: new.created_at,
         updated_at: new.created_at,
-    }
-}
-
-/// Two merge patches as one, the later one winning.
-fn merged(first: Option<Map<String, Value>>, second: Option<Map<String, Value>>) -> Option<Map<String, Value>> {
-    match (first, second) {
-        (Some(mut first), Some(second)) => {
-            first.extend(second);
-            Some(first)
-        }
-        (first, second) => first.or(second),
     }
 }

@@ -114,7 +114,9 @@ fn random_turns(owner: Ownership, list: usize, choices: &[(u8, u8)]) -> Vec<Arc<
             _ => first_turn(owner, sequence, &peer),
         };
         match what % 16 {
-            1 => turn.metadata_patch = Some(object(json!({"form": {"city": peer, "step": sequence}, "locale": null}))),
+            1 => {
+                turn.metadata_patches = vec![object(json!({"form": {"city": peer, "step": sequence}, "locale": null}))];
+            }
             2 => turn.workflow_state = Some(json!({"node": sequence})),
             3 => turn.handoff = true,
             4 => turn.messages.clear(),
