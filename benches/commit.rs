@@ -197,7 +197,7 @@ fn turn(ownership: Ownership, sequence: u64, lane: usize, conversation_id: Uuid)
         deliveries: vec![part],
         messages: vec![question, answer],
         key,
-        metadata_patch: None,
+        metadata_patches: Vec::new(),
         workflow_state: None,
         handoff: false,
         actions: Vec::new(),

@@ -119,7 +119,7 @@ impl Ingress {
         request: &ChatRequest,
         key: Option<&str>,
     ) -> Result<Identified, Problem> {
-        access.check_metadata(request.metadata.as_ref())?;
+        access.check_metadata(request.body.metadata.as_ref())?;
         self.check_size(&bot.name, request)?;
         // A caller without a key shares no name space with other devices.
         let scope = match access.caller {

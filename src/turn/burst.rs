@@ -20,6 +20,9 @@ use crate::scheduler::{Task, Verdict};
 use crate::store::{Committed, JournalEntry, MergedMessage, TurnTimings};
 use crate::stream::StreamMessage;
 
+#[cfg(test)]
+mod tests;
+
 /// How long a turn that was begun waits for the rest of its messages after a crash, and how often it looks.
 const MEMBERS_PATIENCE: Duration = Duration::from_secs(60);
 const MEMBERS_PAUSE: Duration = Duration::from_millis(100);
@@ -71,6 +74,7 @@ pub(super) struct Burst<'a> {
     earlier: Vec<(&'a Arc<StreamMessage>, Envelope)>,
     /// What was deleted, and what deleted it.
     deleted: Vec<&'a Arc<StreamMessage>>,
+    first_turn_id: Uuid,
 }
 
 impl<'a> Burst<'a> {
@@ -83,7 +87,9 @@ impl<'a> Burst<'a> {
         for message in distinct(task) {
             earlier.push((message, envelope_of(message)?));
         }
-        let mut burst = Self { task, envelope, earlier, deleted: Vec::new() };
+        let first_turn_id = first_turn_id(task)
+            .unwrap_or_else(|| earlier.first().map_or(envelope.turn_id, |(_, envelope)| envelope.turn_id));
+        let mut burst = Self { task, envelope, earlier, deleted: Vec::new(), first_turn_id };
         burst.amend();
         Ok(burst)
     }
@@ -132,9 +138,10 @@ impl<'a> Burst<'a> {
         self.earlier.iter().map(row).collect()
     }
 
-    /// The turn under whose id the steps of this one are journaled: it stays while later messages join.
-    pub(super) fn first_turn_id(&self) -> Uuid {
-        self.earlier.first().map_or(self.envelope.turn_id, |(_, envelope)| envelope.turn_id)
+    /// The turn under whose id the steps of this one are journaled: it stays while later messages join, the first one's
+    /// own copy among them.
+    pub(super) const fn first_turn_id(&self) -> Uuid {
+        self.first_turn_id
     }
 
     /// Whether after a crash the turn of its first message can be one of other messages, too.
@@ -246,6 +253,12 @@ pub(super) fn timings(message: &StreamMessage, started_at: Timestamp) -> TurnTim
         lane_wait_us: started_at.micros_since(message.delivered_at),
         responder_us: 0,
     }
+}
+
+/// The turn of the first message as it lies in the stream, if that can be read; one that comes again behind may not be.
+fn first_turn_id(task: &Task) -> Option<Uuid> {
+    let first = task.earlier().first()?;
+    decode(first).ok().map(|envelope| envelope.turn_id)
 }
 
 /// The earlier messages and the amendments, without those that come again behind: the ledger has one row for both.
