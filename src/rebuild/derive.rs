@@ -236,12 +236,10 @@ impl<'a> Lane<'a, '_> {
             let state = joins(earlier).unwrap_or(TerminalState::Merged);
             commit.merged.push(merged(earlier, state));
         }
-        let mut metadata = None;
         for found in earlier.iter().map(|(found, _)| *found).chain([found]) {
             commit.messages.extend(user_message(found));
-            metadata = merged_metadata(metadata, found);
+            commit.metadata_patches.extend(said_metadata(found));
         }
-        commit.metadata_patch = metadata;
         let first = earlier.first().map_or(found, |(found, _)| *found);
         self.enter(&mut commit, conversation, first);
         self.derived.joined += reply(&mut commit, parts);
@@ -296,7 +294,7 @@ impl<'a> Lane<'a, '_> {
                 }
                 _ => commit.messages.extend(user_message(found)),
             }
-            commit.metadata_patch = merged_metadata(None, found);
+            commit.metadata_patches.extend(said_metadata(found));
             self.enter(&mut commit, conversation, found);
             self.derived.without_reply += 1;
             self.push(commit);
@@ -343,7 +341,7 @@ impl<'a> Lane<'a, '_> {
             conversation_id: None,
             new_conversation: None,
             messages: Vec::new(),
-            metadata_patch: None,
+            metadata_patches: Vec::new(),
             workflow_state: None,
             handoff: false,
             actions: Vec::new(),
@@ -405,15 +403,9 @@ fn merged(found: &Found, state: TerminalState) -> MergedMessage {
     }
 }
 
-/// What callers said of the conversation, later ones winning.
-fn merged_metadata(before: Option<Map<String, Value>>, found: &Found) -> Option<Map<String, Value>> {
-    match (before, found.envelope.as_ref().and_then(|envelope| envelope.metadata.clone())) {
-        (Some(mut before), Some(after)) => {
-            before.extend(after);
-            Some(before)
-        }
-        (before, after) => before.or(after),
-    }
+/// What the caller said of the conversation.
+fn said_metadata(found: &Found) -> Option<Map<String, Value>> {
+    found.envelope.as_ref()?.metadata.clone()
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ pub(in crate::ingress) struct ChatBody {
     message: Option<String>,
     platform: Option<ChatPlatform>,
     /// Kept with the conversation: its members are merged into the conversation's metadata (RFC 7396).
-    metadata: Option<Map<String, Value>>,
+    pub(super) metadata: Option<Map<String, Value>>,
     confirm: Option<Confirmation>,
 }
 
