@@ -36,7 +36,8 @@ async fn a_group_has_an_outcome_for_each_of_its_turns(database: &Database) {
     committed(store.commit(known.clone()).await.unwrap());
 
     let mut expected = Vec::new();
-    for number in 0..40 {
+    // Fewer calls than wait in front of the groups: of more, it is not settled in which order they come in.
+    for number in 0..30 {
         let good = first_turn(owner, 10 + number, &format!("good{number}"));
         let second = next_turn(&good, 100 + number);
         let fenced = first_turn(former, 10 + number, &format!("fenced{number}"));
