@@ -41,10 +41,12 @@ use crate::telemetry::{chain, json_fault, metric};
 
 pub(crate) use burst::ignored;
 pub(crate) use compose::new_conversation;
+pub(crate) use control::paused;
 
 mod burst;
 mod buttons;
 mod compose;
+mod control;
 pub mod outbox;
 pub mod progress;
 mod trace;
@@ -174,8 +176,13 @@ impl Turns {
                 return self.withdraw(&task.only(deleted)).await;
             }
         }
+        self.amend_stored(&burst).await?;
         if let Event::Ignored { kind, reason } = &envelope.event {
-            return self.ignore(task, envelope, burst::ignored(kind, reason)).await;
+            let reason = burst::ignored(kind, reason);
+            return match &envelope.control {
+                Some(control) => self.heed(task, envelope, control, reason).await,
+                None => self.ignore(task, envelope, reason).await,
+            };
         }
         if let Event::Agent { text } = &envelope.event {
             return self.say(task, envelope, text).await;
