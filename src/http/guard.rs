@@ -44,3 +44,26 @@ impl Resolve for PublicAddresses {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::chain;
+
+    /// A name that stands for this machine is refused before anything is connected to, however it is written.
+    #[tokio::test]
+    async fn nothing_of_the_own_network_is_connected_to() -> anyhow::Result<()> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let port = listener.local_addr()?.port();
+        let url: reqwest::Url = format!("http://localhost:{port}/").parse()?;
+        let refused = guarded_client(&url)?.get(url.clone()).send().await.err();
+        let error = refused.map(|error| chain(&error)).unwrap_or_default();
+        assert!(error.contains("no public address"), "{error}");
+        assert!(may_be_called(&url), "a name is looked up");
+        for host in ["127.0.0.1", "[::1]", "0x7f.1", "169.254.169.254", "[fd00::1]", "[::ffff:10.0.0.1]"] {
+            assert!(!may_be_called(&format!("http://{host}/").parse()?), "{host}");
+        }
+        assert!(may_be_called(&"https://1.1.1.1/".parse()?));
+        Ok(())
+    }
+}
