@@ -30,7 +30,8 @@ fn echo(content: &Object<'_>, app_id: Option<&str>) -> Option<Control> {
     if let Some(delivery_id) = content.text("metadata").and_then(|metadata| Uuid::parse_str(&metadata).ok()) {
         return Some(Control::Arrived { delivery_id, platform_message_id });
     }
-    if app_id.is_some() && content.id("app_id").as_deref() == app_id {
+    let is_ours = app_id.is_some() && content.id("app_id").as_deref() == app_id;
+    if is_ours || content.flag("is_deleted") {
         return None;
     }
     let attachments = super::attachments(content);
