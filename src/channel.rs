@@ -17,6 +17,7 @@ use crate::message::{
     Timestamp,
 };
 
+pub mod http;
 mod json;
 pub mod messenger;
 mod split;
@@ -91,6 +92,11 @@ pub enum Answer {
     Failed { error: String, unreachable: bool },
     /// It may or may not have been delivered.
     Uncertain { error: String },
+    /// Refused, because another application has this conversation.
+    TakenOver { error: String },
+    /// Refused for good, as will be everything else of the bot until somebody sees to it: its token is void, its page
+    /// restricted, its receiver gone.
+    Closed { error: String },
 }
 
 /// To whom nothing will be delivered for a while.
@@ -109,14 +115,14 @@ pub const ERROR_CHARS_MAX: usize = 200;
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The parts in which `content` leaves on `channel`, each within the channel's limit; none when there is nothing to see.
-/// Web takes any length in one part.
+/// Web and HTTP take any length in one part.
 #[must_use]
 pub fn parts(channel: Channel, content: &str) -> Vec<String> {
     match channel {
         Channel::Telegram => split::split(content, telegram::TEXT_UNITS_MAX),
         Channel::Messenger => split::split(content, messenger::TEXT_UNITS_MAX),
-        Channel::Web if content.trim().is_empty() => Vec::new(),
-        Channel::Web => vec![content.to_owned()],
+        Channel::Web | Channel::Http if content.trim().is_empty() => Vec::new(),
+        Channel::Web | Channel::Http => vec![content.to_owned()],
     }
 }
 
@@ -127,6 +133,7 @@ pub fn call(bot: &Bot, part: &OutboundPart) -> Option<Call> {
     match &bot.channel {
         BotChannel::Telegram(telegram) => telegram::call(telegram, part),
         BotChannel::Messenger(messenger) => messenger::call(messenger, part),
+        BotChannel::Http(http) => http::call(http, part),
         BotChannel::Web(_) => None,
     }
 }
@@ -144,10 +151,31 @@ pub fn typing(bot: &Bot, peer: &Peer) -> Option<Typing> {
     let (call, again_after) = match &bot.channel {
         BotChannel::Telegram(settings) => (telegram::typing(settings, peer)?, telegram::TYPING_AGAIN_AFTER),
         BotChannel::Messenger(settings) => (messenger::typing(settings, peer)?, messenger::TYPING_AGAIN_AFTER),
-        BotChannel::Web(_) => return None,
+        BotChannel::Web(_) | BotChannel::Http(_) => return None,
     };
     Some(Typing { call, again_after })
 }
+
+/// How `bot` shows that what was written to it has been seen; `None` where that cannot be shown.
+#[must_use]
+pub fn seen(bot: &Bot, peer: &Peer) -> Option<Call> {
+    match &bot.channel {
+        BotChannel::Messenger(settings) => messenger::seen(settings, peer),
+        BotChannel::Telegram(_) | BotChannel::Web(_) | BotChannel::Http(_) => None,
+    }
+}
+
+/// For how long after a person's last message a bot may write to them; `None` for as long as it likes.
+#[must_use]
+pub const fn window(channel: Channel) -> Option<Duration> {
+    match channel {
+        Channel::Messenger => Some(messenger::WINDOW),
+        Channel::Telegram | Channel::Web | Channel::Http => None,
+    }
+}
+
+/// What the error of a delivery begins with that [`window`] kept from leaving.
+pub const OUTSIDE_WINDOW: &str = messenger::OUTSIDE_WINDOW;
 
 /// The call by which a platform learns that a press of a button has arrived; `None` for other messages, and where nobody waits
 /// for it.
@@ -157,7 +185,7 @@ pub fn acknowledgement(bot: &Bot, message: &InboundMessage) -> Option<Call> {
         BotChannel::Telegram(settings) => {
             message.callback_id.as_deref().map(|id| telegram::acknowledgement(settings, id))
         }
-        BotChannel::Messenger(_) | BotChannel::Web(_) => None,
+        BotChannel::Messenger(_) | BotChannel::Web(_) | BotChannel::Http(_) => None,
     }
 }
 
@@ -166,7 +194,7 @@ pub fn acknowledgement(bot: &Bot, message: &InboundMessage) -> Option<Call> {
 pub fn without_buttons(bot: &Bot, peer: &Peer, message_id: &str) -> Option<Call> {
     match &bot.channel {
         BotChannel::Telegram(settings) => telegram::without_buttons(settings, peer, message_id),
-        BotChannel::Messenger(_) | BotChannel::Web(_) => None,
+        BotChannel::Messenger(_) | BotChannel::Web(_) | BotChannel::Http(_) => None,
     }
 }
 
@@ -175,7 +203,8 @@ pub fn without_buttons(bot: &Bot, peer: &Peer, message_id: &str) -> Option<Call>
 pub fn classify(channel: Channel, status: u16, retry_after: Option<Duration>, body: &[u8]) -> Answer {
     match channel {
         Channel::Telegram => telegram::classify(status, retry_after, body),
-        Channel::Messenger => messenger::classify(status, retry_after, body),
+        Channel::Messenger => messenger::answer::classify(status, retry_after, body),
+        Channel::Http => http::classify(status, retry_after),
         Channel::Web => unreadable(status, retry_after),
     }
 }
@@ -241,6 +270,7 @@ fn verified(
         metadata: None,
         event: reading.event,
         amendment: reading.amendment,
+        control: None,
         raw: Some(raw.to_owned()),
     })
 }

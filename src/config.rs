@@ -13,6 +13,7 @@ use toml::de::DeTable;
 mod bots;
 mod duration;
 mod expected;
+mod http_bot;
 mod limits;
 mod nats;
 mod problem;
@@ -24,6 +25,7 @@ mod settings;
 mod tools;
 mod workflows;
 
+pub use http_bot::{HttpBot, is_public_address};
 pub use problem::{ConfigError, Problem, Problems};
 pub use secret::Secret;
 pub use settings::{

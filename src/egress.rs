@@ -14,16 +14,19 @@ use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use self::closures::Closures;
 use self::governor::{Ended, Governor, Permission};
-use crate::channel::{self, Answer, Call};
+use crate::channel::{self, Answer, Call, OUTSIDE_WINDOW};
 use crate::config::{Bot, BotChannel, OnUncertain};
-use crate::message::{Channel, ConversationKey, OutboundPart, Timestamp};
+use crate::message::{Channel, ConversationKey, ConversationStatus, OutboundPart, Timestamp};
 use crate::platform::{Called, Platforms};
 use crate::scheduler::{Failure, Task, Verdict, Work};
 use crate::store::{SendResult, SendStart, Settled, Store, StoreError};
 use crate::stream::{Publisher, StreamMessage};
 use crate::telemetry::{self, Wait, chain, json_fault, metric};
+use crate::turn;
 
+mod closures;
 pub mod governor;
 
 /// A call without an answer after this time is uncertain. Both platforms answer within a second or two.
@@ -32,6 +35,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// After a beginning that took longer than this it is asked again who owns the partition: a third of the time after which
 /// another process may have taken over.
 const STALE_AFTER: Duration = Duration::from_millis(600);
+
+/// What the error of a delivery begins with whose bot is shut out.
+const DISABLED: &str = "disabled";
 
 /// Sends the parts of a deployment's bots.
 #[derive(Debug)]
@@ -42,6 +48,8 @@ pub struct Egress {
     platforms: Arc<Platforms>,
     /// Held for a decision, never for a wait.
     governor: Mutex<Governor>,
+    /// The same.
+    closures: Mutex<Closures>,
     /// Of the outbound stream.
     partitions: u16,
 }
@@ -57,7 +65,8 @@ impl Egress {
     ) -> Self {
         let called = bots.values().filter(|bot| bot.channel() != Channel::Web);
         let governor = Mutex::new(Governor::new(called.map(|bot| (bot.name.clone(), bot.limits))));
-        Self { store, publisher, bots, platforms, governor, partitions }
+        let closures = Mutex::default();
+        Self { store, publisher, bots, platforms, governor, closures, partitions }
     }
 }
 
@@ -113,6 +122,11 @@ impl Egress {
     /// A decision that panicked has left at worst a wait that is too long.
     fn governor(&self) -> MutexGuard<'_, Governor> {
         self.governor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same.
+    fn closures(&self) -> MutexGuard<'_, Closures> {
+        self.closures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn deliver(&self, task: &Task, permit: Option<Permit<'_>>) -> Verdict<Settled> {
@@ -174,6 +188,14 @@ impl Egress {
         let Some(bot) = self.bots.get(&*part.key.bot) else {
             return self.refuse(task, id, format!("no bot \"{}\" is configured", part.key.bot)).await;
         };
+        match self.hindrance(bot, &part).await {
+            Ok(None) => {}
+            Ok(Some(error)) => return self.conclude(task, id, Answer::Failed { error, unreachable: false }).await,
+            Err(error) => {
+                let recorded = self.settle(task, id, SendResult::NotSent { error: chain(&error) }).await;
+                return again(recorded, Verdict::Wait { cause: chain(&error), after: None });
+            }
+        }
         let answer = match (&bot.channel, channel::call(bot, &part)) {
             (BotChannel::Web(_), _) => {
                 self.publisher.turn_notice(part.turn_id).await;
@@ -206,7 +228,67 @@ impl Egress {
                 tracing::warn!(delivery_id = %id, error, unreachable, "the platform refused a reply");
                 self.settle(task, id, SendResult::Failed { error }).await
             }
+            Answer::TakenOver { error } => {
+                tracing::warn!(delivery_id = %id, error, "another application has the conversation");
+                self.silence(task).await;
+                self.settle(task, id, SendResult::Failed { error: format!("taken_over: {error}") }).await
+            }
+            Answer::Closed { error } => {
+                self.settle(task, id, SendResult::Failed { error: format!("{DISABLED}: {error}") }).await
+            }
             Answer::Uncertain { error } => self.unclear(task, id, error).await,
+        }
+    }
+
+    /// Lets the bot be silent while another application has the conversation. Where that cannot be recorded, the next reply is
+    /// refused again.
+    async fn silence(&self, task: &Task) {
+        let part: Option<OutboundPart> = serde_json::from_slice(&task.message().payload).ok();
+        let Some((id, channel)) = part.and_then(|part| Some((part.conversation_id?, part.key.channel))) else { return };
+        let silenced = match self.store.conversation(id).await {
+            Ok(Some(conversation)) if conversation.status == ConversationStatus::Bot => {
+                self.store.patch_conversation(id, &turn::paused(channel), Timestamp::now()).await.map(drop)
+            }
+            found => found.map(drop),
+        };
+        if let Err(error) = silenced {
+            tracing::warn!(error = %chain(&error), "the bot could not be made silent");
+        }
+    }
+
+    /// Why a part must not be sent though its turn has come: its bot is shut out, or its person wrote too long ago.
+    ///
+    /// # Errors
+    /// When the database does not say.
+    async fn hindrance(&self, bot: &Bot, part: &OutboundPart) -> Result<Option<String>, StoreError> {
+        if let Some(error) = self.closures().refusal(&bot.name, tokio::time::Instant::now()) {
+            return Ok(Some(format!("{DISABLED}: {error}")));
+        }
+        let Some(window) = channel::window(part.key.channel) else { return Ok(None) };
+        let said_at = match part.conversation_id {
+            Some(conversation_id) => self.store.last_said_at(conversation_id).await?,
+            None => None,
+        };
+        let age = Timestamp::now().micros_since(said_at.unwrap_or(part.created_at));
+        let is_outside = u128::from(age) >= window.as_micros();
+        let hours = window.as_secs() / 3_600;
+        Ok(is_outside.then(|| format!("{OUTSIDE_WINDOW}: the person's last message is older than {hours} hours")))
+    }
+
+    /// Takes note of a bot that its platform shuts out, and of one that it does not any more.
+    fn note(&self, bot: &Bot, answer: &Answer) {
+        match answer {
+            Answer::Closed { error } => {
+                if self.closures().close(&bot.name, error, tokio::time::Instant::now()) {
+                    tracing::error!(bot = bot.name, error, "the platform takes nothing from this bot any more");
+                }
+                metric::bot_shut_out(&bot.name, true);
+            }
+            Answer::Sent { .. } if self.closures().open(&bot.name) => {
+                tracing::info!(bot = bot.name, "the platform takes this bot's messages again");
+                metric::bot_shut_out(&bot.name, false);
+            }
+            _ => {}
         }
     }
 
@@ -270,9 +352,19 @@ impl Egress {
             // Until it is known better, also when this is cancelled.
             permit.ended = Ended::Unanswered;
         }
-        let Called { status, answer } = self.platforms.call(bot, call, CALL_TIMEOUT).instrument(span.clone()).await;
+        let Called { status, answer, pause } =
+            self.platforms.call(bot, call, CALL_TIMEOUT).instrument(span.clone()).await;
         if let Some(permit) = permit {
             permit.answered(status, &answer);
+        }
+        self.note(bot, &answer);
+        if let Some(pause) = pause {
+            tracing::warn!(
+                bot = bot.name,
+                pause_ms = pause.as_millis(),
+                "a limit of the platform is near, slowing down"
+            );
+            self.governor().hold(&bot.name, pause, tokio::time::Instant::now());
         }
         metric::egress_attempt(bot.channel(), status);
         span.record("http.response.status_code", status);
@@ -281,6 +373,8 @@ impl Egress {
             Answer::RetryAfter { .. } => Some("rate_limited"),
             Answer::NotSent { .. } => Some("not_sent"),
             Answer::Failed { .. } => Some("refused"),
+            Answer::TakenOver { .. } => Some("taken_over"),
+            Answer::Closed { .. } => Some("shut_out"),
             Answer::Uncertain { .. } => Some("uncertain"),
         };
         if let Some(error_type) = error_type {
@@ -371,9 +465,11 @@ fn failure(reason: &'static str, error: String) -> Failure {
     Failure { reason, error, user_message: None }
 }
 
-/// The id a delivery was published under. A message without one, or with one in another spelling, was not published by us.
+/// The delivery that a message was published for. One without an id, or with one in another spelling, was not published by us;
+/// behind a dot stands which time it is, if a person had it sent again.
 fn delivery_id(message: &StreamMessage) -> Option<Uuid> {
-    Uuid::parse_str(&message.message_id).ok().filter(|id| id.to_string() == message.message_id)
+    let id = message.message_id.split('.').next().unwrap_or_default();
+    Uuid::parse_str(id).ok().filter(|parsed| parsed.to_string() == id)
 }
 
 fn host(call: &Call) -> String {

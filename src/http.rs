@@ -10,7 +10,10 @@ use time::format_description::well_known::Rfc2822;
 
 use crate::telemetry::install_crypto_provider;
 
+pub(crate) mod guard;
 pub(crate) mod sse;
+
+pub use guard::guarded_client;
 
 /// Longest wait for a TCP and TLS connection: a server that is up answers in a fraction of it, even from another continent.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,6 +34,10 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 /// # Errors
 /// When `url` is `https://` and the system's CA certificates cannot be loaded.
 pub fn client(url: &reqwest::Url) -> Result<reqwest::Client, reqwest::Error> {
+    builder(url).build()
+}
+
+fn builder(url: &reqwest::Url) -> reqwest::ClientBuilder {
     install_crypto_provider();
     let builder = reqwest::Client::builder()
         .connect_timeout(CONNECT_TIMEOUT)
@@ -38,7 +45,7 @@ pub fn client(url: &reqwest::Url) -> Result<reqwest::Client, reqwest::Error> {
         .redirect(reqwest::redirect::Policy::none())
         .user_agent(concat!("turnwise/", env!("CARGO_PKG_VERSION")));
     let plain = url.scheme() == "http";
-    if plain { builder.tls_certs_only([]).build() } else { builder.build() }
+    if plain { builder.tls_certs_only([]) } else { builder }
 }
 
 /// `Retry-After` as RFC 9110, 10.2.3, has it: seconds, or an HTTP date, which is a date of RFC 2822 in GMT. A moment that has

@@ -35,6 +35,7 @@ mod body;
 mod chat;
 mod conversations;
 mod cors;
+mod deliveries;
 mod events;
 mod extract;
 mod headers;
@@ -135,7 +136,7 @@ pub fn router(ingress: Arc<Ingress>, messages: bool) -> Router {
     let mut routes = health::routes();
     let mut pages = Router::new();
     if messages {
-        let talk = chat::routes().merge(turns::routes()).merge(conversations::routes());
+        let talk = chat::routes().merge(turns::routes()).merge(conversations::routes()).merge(deliveries::routes());
         routes = routes.merge(webhooks::routes()).merge(talk);
         pages = page::routes();
     }

@@ -26,6 +26,8 @@ pub enum Channel {
     Telegram,
     Messenger,
     Web,
+    /// Any other platform, over signed webhooks.
+    Http,
 }
 
 /// Where the person sits. `Web` and `Api` share the channel `web`: a browser widget, or a program that calls the chat API.
@@ -36,6 +38,7 @@ pub enum Platform {
     Messenger,
     Web,
     Api,
+    Http,
 }
 
 /// Who a stored message speaks for, in the sense of model APIs.
@@ -84,7 +87,7 @@ pub enum TerminalState {
 }
 
 /// What is known of one outbound part (G10).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeliveryStatus {
     /// Committed with its turn, not yet tried, or tried and known not to have arrived.
@@ -142,8 +145,8 @@ macro_rules! words {
 
 pub(crate) use words;
 
-words!(Channel, "channel", Telegram = "telegram", Messenger = "messenger", Web = "web");
-words!(Platform, "platform", Telegram = "telegram", Messenger = "messenger", Web = "web", Api = "api");
+words!(Channel, "channel", Telegram = "telegram", Messenger = "messenger", Web = "web", Http = "http");
+words!(Platform, "platform", Telegram = "telegram", Messenger = "messenger", Web = "web", Api = "api", Http = "http",);
 words!(Role, "role", User = "user", Assistant = "assistant", Tool = "tool", System = "system");
 words!(Author, "author", User = "user", Bot = "bot", Agent = "agent", Import = "import");
 words!(ConversationStatus, "conversation status", Bot = "bot", Human = "human", Closed = "closed");
@@ -469,8 +472,8 @@ pub enum Event {
     Ignored { kind: String, reason: String },
 }
 
-/// What an edit or a deletion makes of an earlier message of its conversation. It takes effect while that message still waits
-/// for its turn; afterwards the event is only recorded.
+/// What an edit or a deletion makes of an earlier message of its conversation: of the message itself while it waits for its turn,
+/// afterwards of the stored copy alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Amendment {
     /// The platform's id of the earlier message.
@@ -487,6 +490,30 @@ pub struct Replacement {
     /// `None` when the platform does not say: they stay as they were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachments: Option<Vec<Attachment>>,
+}
+
+/// What an event without a message of the person's says about the conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Control {
+    /// One of the bot's own deliveries has arrived.
+    Arrived {
+        delivery_id: Uuid,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        platform_message_id: Option<String>,
+    },
+    /// Somebody else has answered in the bot's place, on the platform itself: the bot is silent from now on.
+    Said {
+        text: String,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        attachments: Vec<Attachment>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        platform_message_id: Option<String>,
+    },
+    /// Another application has the conversation: the bot is silent from now on.
+    Taken,
+    /// It is the bot's again.
+    Returned,
 }
 
 /// One inbound event on its way through the stream.
@@ -511,6 +538,9 @@ pub struct Envelope {
     /// Beside an [`Event::Ignored`], which is how a version that knows nothing of amendments reads it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amendment: Option<Amendment>,
+    /// Beside an [`Event::Ignored`], too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<Control>,
     /// The platform's own words, byte for byte, so that a later version can read what this one did not understand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw: Option<Box<RawValue>>,

@@ -6,9 +6,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::channel::messenger::answer;
 use crate::channel::{self, Answer, Call};
-use crate::config::{Bot, BotChannel};
-use crate::http;
+use crate::config::{Bot, BotChannel, HttpBot};
+use crate::http::{self, guard};
+use crate::message::Timestamp;
 use crate::telemetry::chain;
 
 /// More than any answer to a call needs.
@@ -20,6 +22,15 @@ pub struct Called {
     /// The HTTP status; `None` when no answer came.
     pub status: Option<u16>,
     pub answer: Answer,
+    /// How long the bot shall be silent, as the platform's figures of its usage have it.
+    pub pause: Option<Duration>,
+}
+
+impl Called {
+    /// Of a call that brought no answer.
+    fn unanswered(answer: Answer) -> Self {
+        Self { status: None, answer, pause: None }
+    }
 }
 
 /// The HTTP clients of a deployment's bots.
@@ -38,10 +49,13 @@ impl Platforms {
             let base = match &bot.channel {
                 BotChannel::Telegram(telegram) => &telegram.api_base,
                 BotChannel::Messenger(messenger) => &messenger.api_base,
+                BotChannel::Http(http) => &http.callback_url,
                 BotChannel::Web(_) => continue,
             };
             if let Ok(base) = reqwest::Url::parse(base) {
-                clients.insert(name.clone(), http::client(&base)?);
+                let is_guarded = matches!(&bot.channel, BotChannel::Http(http) if !http.allow_private);
+                let client = if is_guarded { http::guarded_client(&base)? } else { http::client(&base)? };
+                clients.insert(name.clone(), client);
             }
         }
         Ok(Self { clients })
@@ -51,23 +65,36 @@ impl Platforms {
     pub async fn call(&self, bot: &Bot, call: &Call, timeout: Duration) -> Called {
         let Some(client) = self.clients.get(&bot.name) else {
             let error = "the bot's api_base is not an address".to_owned();
-            return Called { status: None, answer: Answer::Failed { error, unreachable: false } };
+            return Called::unanswered(Answer::Failed { error, unreachable: false });
         };
-        let mut request = client.post(call.url.expose()).timeout(timeout).json(&call.body);
+        let mut request = match &bot.channel {
+            BotChannel::Http(settings) => match callback(client, settings, call, timeout) {
+                Ok(request) => request,
+                Err(error) => return Called::unanswered(Answer::Failed { error, unreachable: false }),
+            },
+            _ => client.post(call.url.expose()).timeout(timeout).json(&call.body),
+        };
         if let Some(bearer) = &call.bearer {
             request = request.bearer_auth(bearer.expose());
         }
         let response = match request.send().await {
             Ok(response) => response,
-            Err(error) => return Called { status: None, answer: without_answer(error) },
+            Err(error) => return Called::unanswered(without_answer(error)),
         };
         let status = response.status().as_u16();
-        let retry_after = retry_after(&response);
+        let pause = match &bot.channel {
+            BotChannel::Messenger(_) => usage_pause(&response),
+            _ => None,
+        };
+        let retry_after = match &bot.channel {
+            BotChannel::Http(_) => http::retry_after(response.headers(), Timestamp::now().to_offset_date_time()),
+            _ => retry_after(&response),
+        };
         let answer = match bounded_body(response, MAX_ANSWER_BYTES).await {
             Ok(body) => channel::classify(bot.channel(), status, retry_after, &without_secret(bot, body)),
             Err(error) => without_answer(error),
         };
-        Called { status: Some(status), answer }
+        Called { status: Some(status), answer, pause }
     }
 }
 
@@ -92,6 +119,24 @@ impl Platforms {
     }
 }
 
+/// One attempt at a callback, signed for this moment.
+fn callback(
+    client: &reqwest::Client,
+    settings: &HttpBot,
+    call: &Call,
+    timeout: Duration,
+) -> Result<reqwest::RequestBuilder, String> {
+    let url = reqwest::Url::parse(call.url.expose()).map_err(|_| "callback_url is not an address".to_owned())?;
+    if !settings.allow_private && !guard::may_be_called(&url) {
+        return Err("callback_url leads into the own network".to_owned());
+    }
+    let signed = channel::http::signed(settings, call, Timestamp::now());
+    let request = client.post(url).timeout(timeout.min(settings.callback_timeout));
+    let request = request.header(reqwest::header::CONTENT_TYPE, "application/json");
+    let request = signed.headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
+    Ok(request.body(signed.body))
+}
+
 /// What a call that brought no answer means. Nothing was sent when no connection was made; afterwards nobody can tell.
 /// The address, which can hold a token, is taken out of the error.
 fn without_answer(error: reqwest::Error) -> Answer {
@@ -105,7 +150,7 @@ fn without_secret(bot: &Bot, body: Vec<u8>) -> Vec<u8> {
     let secret = match &bot.channel {
         BotChannel::Telegram(telegram) => telegram.token.expose(),
         BotChannel::Messenger(messenger) => messenger.page_token.expose(),
-        BotChannel::Web(_) => return body,
+        BotChannel::Web(_) | BotChannel::Http(_) => return body,
     };
     let text = String::from_utf8_lossy(&body);
     if text.contains(secret) { text.replace(secret, "[redacted]").into_bytes() } else { body }
@@ -115,6 +160,12 @@ fn without_secret(bot: &Bot, body: Vec<u8>) -> Vec<u8> {
 fn retry_after(response: &reqwest::Response) -> Option<Duration> {
     let value = response.headers().get(reqwest::header::RETRY_AFTER)?;
     value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// How long Meta's figures of the page's usage say to be silent.
+fn usage_pause(response: &reqwest::Response) -> Option<Duration> {
+    let values = answer::USAGE_HEADERS.iter().flat_map(|name| response.headers().get_all(*name));
+    answer::pause(values.map(reqwest::header::HeaderValue::as_bytes))
 }
 
 async fn bounded_body(mut response: reqwest::Response, bytes_max: usize) -> Result<Vec<u8>, reqwest::Error> {

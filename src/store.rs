@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::message::{ConversationKey, DeliveryStatus, Platform, TerminalState, Timestamp};
+use crate::message::{ConversationKey, DeliveryStatus, Platform, Replacement, TerminalState, Timestamp};
 
 mod commit;
 mod error;
@@ -21,6 +21,7 @@ mod groups;
 mod journal;
 mod merge;
 mod operator;
+mod outcomes;
 mod postgres;
 mod records;
 mod rows;
@@ -38,6 +39,7 @@ pub use error::StoreError;
 pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
 pub(crate) use merge::{join_patches, merge_patch};
 pub use operator::{OperatorAction, OperatorVerb, Recorded};
+pub use outcomes::{AddressedDelivery, DeliveryTotal, OutcomeFilter, Resolution};
 pub use records::*;
 
 /// The most rows that a page of a list holds.
@@ -552,6 +554,73 @@ impl Store {
         now: Timestamp,
     ) -> Result<Option<Settled>, StoreError> {
         self.groups.settle_send(Ending { delivery_id, result: result.clone(), now }).await
+    }
+}
+
+/// Outcomes of deliveries, for people.
+impl Store {
+    /// How many deliveries of each bot are in each state but `sent`, by bot and state; `None` for all bots.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn delivery_totals(&self, bots: Option<&[String]>) -> Result<Vec<DeliveryTotal>, StoreError> {
+        on!(self.delivery_totals(bots))
+    }
+
+    /// A page of `failed` and `uncertain` deliveries, newest first.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn outcomes(&self, filter: &OutcomeFilter) -> Result<Vec<AddressedDelivery>, StoreError> {
+        on!(self.outcomes(filter))
+    }
+
+    /// One delivery, whatever became of it.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn delivery(&self, id: Uuid) -> Result<Option<AddressedDelivery>, StoreError> {
+        on!(self.delivery(id))
+    }
+
+    /// A delivery that is `pending` or `sending`, as it is published.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn pending_delivery(&self, id: Uuid) -> Result<Option<PendingDelivery>, StoreError> {
+        on!(self.pending_delivery(id))
+    }
+
+    /// Does what a person says of an `uncertain` delivery; false when it is not, or does not exist. One to be sent again is
+    /// `pending` then, and must be published again.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn resolve_delivery(&self, id: Uuid, resolution: Resolution, now: Timestamp) -> Result<bool, StoreError> {
+        on!(self.resolve_delivery(id, resolution, now))
+    }
+
+    /// When the conversation's person last said something; `None` when they never did.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn last_said_at(&self, conversation_id: Uuid) -> Result<Option<Timestamp>, StoreError> {
+        on!(self.last_said_at(conversation_id))
+    }
+
+    /// Makes of the stored copy of a person's message what they made of the message; `None` when they deleted it, of which
+    /// the row stays and the content goes. False when it is not among the conversation's newest thousand. Doing it again
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn amend_message(
+        &self,
+        conversation_id: Uuid,
+        platform_message_id: &str,
+        replacement: Option<&Replacement>,
+    ) -> Result<bool, StoreError> {
+        on!(self.amend_message(conversation_id, platform_message_id, replacement))
     }
 }
 

@@ -35,12 +35,14 @@ use crate::telemetry::metric;
 
 pub(crate) use burst::ignored;
 pub(crate) use compose::new_conversation;
+pub(crate) use control::paused;
 
 mod burial;
 mod burst;
 mod buttons;
 mod commit;
 mod compose;
+mod control;
 mod decide;
 pub mod outbox;
 pub mod progress;
@@ -173,8 +175,13 @@ impl Turns {
                 return Box::pin(self.withdraw(&task.only(deleted), &burst, &steps)).await;
             }
         }
+        Box::pin(self.amend_stored(&burst)).await?;
         if let Event::Ignored { kind, reason } = &envelope.event {
-            return self.ignore(task, envelope, burst::ignored(kind, reason)).await;
+            let reason = burst::ignored(kind, reason);
+            return match &envelope.control {
+                Some(control) => Box::pin(self.heed(task, envelope, control, reason)).await,
+                None => self.ignore(task, envelope, reason).await,
+            };
         }
         if let Event::Agent { text } = &envelope.event {
             return Box::pin(self.say(task, envelope, text)).await;

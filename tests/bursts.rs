@@ -425,12 +425,12 @@ async fn edits_and_deletions_reach_messages_that_still_wait() {
     assert_eq!(
         states,
         ["answered", "answered", "ignored", "answered", "ignored", "ignored", "ignored", "ignored", "answered"],
-        "an edit that came too late is recorded"
+        "an edit that came too late makes no turn"
     );
-    let history = deployment.ledger.history_with("one").await;
+    let history = deployment.ledger.history_with("re: one").await;
     let said: Vec<_> =
         history.iter().filter(|message| message.role == "user").map(|message| &*message.content).collect();
-    assert_eq!(said, ["one", "twice two", "four"]);
+    assert_eq!(said, ["too late", "twice two", "four"], "the stored copy of what was answered is the edited one");
     deployment.turnwise.terminate().await;
     deployment.turnwise.assert_audit_clean().await;
 }

@@ -13,10 +13,11 @@ use jsonschema::Validator;
 use reqwest::{Method, RequestBuilder, Response, header};
 use serde_json::{Value, json};
 use support::process::{CONSOLE_TOKEN, WEB_KEY, quoted};
+use support::receiver::Receiver;
 use support::responder::Behaviour;
 use support::scenario::{BOT, Backend, Deployment, RESPONDER};
 use support::telegram::SECRET;
-use support::{PATIENCE, http_client, messenger};
+use support::{PATIENCE, eventually, http_client, messenger, receiver};
 
 #[expect(dead_code, reason = "each test binary uses its own part of the harness")]
 mod support;
@@ -29,6 +30,10 @@ const CONVERSATION: &str = "/v1/conversations/{id}";
 const MESSAGES: &str = "/v1/conversations/{id}/messages";
 const TELEGRAM: &str = "/webhooks/telegram/{bot}";
 const MESSENGER: &str = "/webhooks/messenger/{bot}";
+const HTTP: &str = "/webhooks/http/{bot}";
+const DELIVERIES: &str = "/v1/deliveries";
+const TOTALS: &str = "/v1/deliveries/totals";
+const SETTLE: &str = "/v1/deliveries/{id}/settle";
 
 const NOBODY: &str = "0193e8a0-0000-7000-8000-000000000000";
 
@@ -43,8 +48,8 @@ async fn the_description_is_sound_and_names_the_routes_there_are() {
     assert_eq!(document["servers"][0]["url"], "https://bots.example.com");
     let paths: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
     let known = ["/openapi.json", "/healthz", "/readyz", "/metrics"];
-    let known =
-        [CHAT, TURN, EVENTS, CONVERSATIONS, CONVERSATION, MESSAGES, TELEGRAM, MESSENGER].into_iter().chain(known);
+    let talk = [CHAT, TURN, EVENTS, CONVERSATIONS, CONVERSATION, MESSAGES, DELIVERIES, TOTALS, SETTLE];
+    let known = [TELEGRAM, MESSENGER, HTTP].into_iter().chain(talk).chain(known);
     assert_eq!(paths, known.collect());
 
     let mut ids = BTreeSet::new();
@@ -90,6 +95,7 @@ async fn every_answer_is_one_that_is_described() {
     turn_answers(&api).await;
     conversation_answers(&api).await;
     webhook_answers(&api).await;
+    delivery_answers(&api).await;
     for path in ["/openapi.json", "/healthz", "/readyz", "/metrics"] {
         api.expect(200, "get", path, api.request(Method::GET, path)).await;
     }
@@ -270,6 +276,59 @@ async fn webhook_answers(api: &Api) {
     api.expect(413, "post", MESSENGER, send("page", &" ".repeat(2_000_000))).await;
 }
 
+/// The kiosk's receiver does not answer, and what nobody can tell of is held.
+async fn delivery_answers(api: &Api) {
+    let send = |name: &str, secret: &str, body: &str| {
+        let url = api.deployment.turnwise.url(&format!("/webhooks/http/{name}"));
+        receiver::request(&url, secret, "msg_1", 0, body)
+    };
+    let message = receiver::message("c1", "hello").to_string();
+    api.receiver.react(&[receiver::Reaction::BreakOff]);
+    api.expect(200, "post", HTTP, send("kiosk", receiver::SECRET, &message)).await;
+    api.expect(400, "post", HTTP, send("kiosk", receiver::SECRET, "{}")).await;
+    api.expect(401, "post", HTTP, send("kiosk", receiver::NEXT_SECRET, &message)).await;
+    api.expect(404, "post", HTTP, send("nobody", receiver::SECRET, &message)).await;
+    api.expect(413, "post", HTTP, send("kiosk", receiver::SECRET, &" ".repeat(2_000_000))).await;
+
+    let operator = |method, path: &str| api.anybody(method, path).bearer_auth(CONSOLE_TOKEN);
+    let path = "/v1/deliveries?bot=kiosk&status=uncertain&limit=1";
+    let listed = eventually("an uncertain delivery", PATIENCE, async || {
+        let listed = api.expect(200, "get", DELIVERIES, operator(Method::GET, path)).await;
+        (!listed["deliveries"].as_array().unwrap().is_empty()).then_some(listed)
+    })
+    .await;
+    let next = format!("{path}&cursor={}", listed["next_cursor"].as_str().unwrap());
+    api.expect(200, "get", DELIVERIES, operator(Method::GET, &next)).await;
+    let own = api.expect(200, "get", DELIVERIES, api.request(Method::GET, "/v1/deliveries")).await;
+    assert_eq!(own["deliveries"], json!([]), "a web bot's key shows nothing of other bots");
+    api.expect(400, "get", DELIVERIES, operator(Method::GET, "/v1/deliveries?limit=0")).await;
+    api.expect(422, "get", DELIVERIES, operator(Method::GET, "/v1/deliveries?status=sent")).await;
+    api.expect(200, "get", TOTALS, operator(Method::GET, TOTALS)).await;
+    for (name, path) in [(DELIVERIES, "/v1/deliveries"), (TOTALS, TOTALS)] {
+        api.expect(401, "get", name, api.anybody(Method::GET, path)).await;
+        let foreign = api.request(Method::GET, path).header("Origin", "https://evil.example.com");
+        api.expect(403, "get", name, foreign).await;
+    }
+
+    let id = listed["deliveries"][0]["id"].as_str().unwrap();
+    let url = format!("/v1/deliveries/{id}/settle");
+    let word = json!({ "outcome": "sent", "actor": "ann", "reason": "asked the receiver" });
+    let settle = |url: &str, body: &Value| operator(Method::POST, url).json(body);
+    api.expect(400, "post", SETTLE, settle("/v1/deliveries/x/settle", &word)).await;
+    api.expect(401, "post", SETTLE, api.anybody(Method::POST, &url).json(&word)).await;
+    api.expect(403, "post", SETTLE, settle(&url, &word).header("Origin", "https://evil.example.com")).await;
+    api.expect(404, "post", SETTLE, settle(&format!("/v1/deliveries/{NOBODY}/settle"), &word)).await;
+    api.expect(404, "post", SETTLE, api.request(Method::POST, &url).json(&word)).await;
+    api.expect(413, "post", SETTLE, operator(Method::POST, &url).body(" ".repeat(2_000_000))).await;
+    api.expect(415, "post", SETTLE, operator(Method::POST, &url).header("Content-Type", "text/csv").body("a,b")).await;
+    for wrong in [json!({}), json!({ "outcome": "sent", "actor": "ann" }), json!({ "outcome": "lost" })] {
+        api.expect(422, "post", SETTLE, settle(&url, &wrong)).await;
+    }
+    let settled = api.expect(200, "post", SETTLE, settle(&url, &word)).await;
+    assert_eq!(settled["status"], "sent");
+    api.expect(409, "post", SETTLE, settle(&url, &word)).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_schemas_refuse_the_server_refuses() {
     let api = Api::start().await;
@@ -338,22 +397,26 @@ async fn what_the_schemas_refuse_the_server_refuses() {
 /// A deployment and what it says of itself.
 struct Api {
     deployment: Deployment,
+    receiver: Receiver,
     document: Value,
     seen: Mutex<BTreeSet<(String, String, u16)>>,
 }
 
 impl Api {
     async fn start() -> Self {
+        let receiver = Receiver::start().await;
+        let callback_url = receiver.url();
         let deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |configuration| {
             configuration.set("http", "public_url", "\"https://bots.example.com\"").set("worker", "max_attempts", "1");
             configuration.web_bot("shop", RESPONDER).messenger_bot("page", RESPONDER, "http://127.0.0.1:9");
             configuration.set("bots.busy", "channel", "\"web\"").set("bots.busy", "responder", &quoted(RESPONDER));
             configuration.set("bots.busy", "rate_limit", "\"1/h\"");
+            configuration.http_bot("kiosk", RESPONDER, &callback_url).set("bots.kiosk", "on_uncertain", "\"hold\"");
         })
         .await;
         let response = http_client().get(deployment.turnwise.url("/openapi.json")).send().await.unwrap();
         let document = response.json().await.unwrap();
-        Self { deployment, document, seen: Mutex::default() }
+        Self { deployment, receiver, document, seen: Mutex::default() }
     }
 
     fn anybody(&self, method: Method, path: &str) -> RequestBuilder {

@@ -13,11 +13,14 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
 use super::json::{self, Object};
-use super::{Answer, Call, Reading, Refusal, Scope, Stamp, Verified, split};
-use crate::config::{Bot, MessengerBot, Secret};
+use super::{Call, Reading, Refusal, Stamp, Verified, split};
+use crate::config::{Bot, BotChannel, MessengerBot, Secret};
 use crate::message::{
-    Amendment, Attachment, Button, Event, InboundMessage, OutboundPart, Peer, Platform, Replacement, Sender,
+    Amendment, Attachment, Button, Control, Event, InboundMessage, OutboundPart, Peer, Platform, Replacement, Sender,
 };
+
+pub(crate) mod answer;
+mod control;
 
 /// The longest text of one message. Meta says 2000 characters; UTF-16 units never undercount.
 pub(super) const TEXT_UNITS_MAX: usize = 2000;
@@ -30,8 +33,11 @@ const PAYLOAD_CHARS_MAX: usize = 1000;
 /// "Is typing" ends by itself after some 20 s (Messenger Platform, "Sender Actions").
 pub(super) const TYPING_AGAIN_AFTER: Duration = Duration::from_secs(12);
 
-/// How long to wait after a rate limit that names no time.
-const RATE_LIMIT_PAUSE: Duration = Duration::from_secs(30);
+/// A page may write to a person for so long after they last wrote to it (Messenger Platform, "Messaging Window").
+pub(super) const WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What the error of a delivery begins with that the window kept from leaving.
+pub(crate) const OUTSIDE_WINDOW: &str = "outside_window";
 
 /// Marks a peer known by a plugin's `user_ref` instead of a page-scoped id, which is all digits.
 const USER_REF: &str = "user_ref:";
@@ -116,12 +122,14 @@ impl<'a> Batch<'a, '_, '_> {
         let change = if list == "changes" { Object::read(raw) } else { None };
         let raw = change.as_ref().and_then(|change| change.raw("value")).unwrap_or(raw);
         let Some(event) = Object::read(raw) else { return self.keep(bot, page, list, "unreadable", raw) };
-        let (reading, mid) = read(&event, list == "standby");
+        let (reading, mid, control) = read(&event, list == "standby", app_id(bot));
         let dedupe_id = match mid.filter(|_| matches!(reading.event, Event::Message(_))) {
             Some(mid) => format!("messenger:{}:{}", super::dedupe_piece(page), super::dedupe_piece(&mid)),
             None => hashed(page, list, raw),
         };
-        self.accepted.push(super::verified(bot, Platform::Messenger, dedupe_id, reading, raw, self.stamp));
+        let mut verified = super::verified(bot, Platform::Messenger, dedupe_id, reading, raw, self.stamp);
+        verified.0.control = control;
+        self.accepted.push(verified);
     }
 
     fn bot_of(&self, page: &str) -> Option<&'a Bot> {
@@ -143,6 +151,13 @@ impl<'a> Batch<'a, '_, '_> {
     }
 }
 
+fn app_id(bot: &Bot) -> Option<&str> {
+    match &bot.channel {
+        BotChannel::Messenger(messenger) => messenger.app_id.as_deref(),
+        _ => None,
+    }
+}
+
 /// The dedupe id of what makes no turn. Not the `mid`: an echo, a deletion or a standby copy repeats the message's own, and
 /// must never stand in the way of the message.
 fn hashed(page: &str, list: &str, raw: &RawValue) -> String {
@@ -150,8 +165,8 @@ fn hashed(page: &str, list: &str, raw: &RawValue) -> String {
     format!("messenger:{}:{hash}", super::dedupe_piece(page))
 }
 
-/// What an event is, and the id of its message if it has one.
-fn read(event: &Object<'_>, standby: bool) -> (Reading, Option<String>) {
+/// What an event is, the id of its message if it has one, and what it says beside.
+fn read(event: &Object<'_>, standby: bool, app_id: Option<&str>) -> (Reading, Option<String>, Option<Control>) {
     let mut names: Vec<&str> = event.names().filter(|name| !FRAME.contains(name)).collect();
     names.sort_by_key(|name| !matches!(*name, "message" | "postback"));
     let kind = names.first().copied().unwrap_or("none");
@@ -171,6 +186,8 @@ fn read(event: &Object<'_>, standby: bool) -> (Reading, Option<String>) {
         ("message" | "message_edit", Some(content)) => amendment(kind, content),
         _ => None,
     };
+    let control = content.as_ref().filter(|_| !standby && peer.is_some());
+    let control = control.and_then(|content| control::read(kind, content, app_id));
     let turn = turn.and_then(|message| if peer.is_some() { Ok(message) } else { Err("no sender") });
     let reading = Reading {
         sender: peer.as_ref().filter(|_| !echo).and_then(sender),
@@ -178,7 +195,7 @@ fn read(event: &Object<'_>, standby: bool) -> (Reading, Option<String>) {
         event: turn.map_or_else(|reason| super::ignored(kind, reason), Event::Message),
         amendment,
     };
-    (reading, content.and_then(|content| content.text("mid")))
+    (reading, content.and_then(|content| content.text("mid")), control)
 }
 
 /// What an edit or a deletion makes of the message. An edit names the text alone.
@@ -223,9 +240,7 @@ fn message(message: &Object<'_>) -> Result<InboundMessage, &'static str> {
     }
     let payload = message.object("quick_reply").and_then(|quick_reply| quick_reply.text("payload"));
     let text = message.text("text").or_else(|| payload.clone()).unwrap_or_default();
-    let attachments = message.list("attachments").unwrap_or_default();
-    let attachments: Vec<Attachment> =
-        attachments.into_iter().filter_map(Object::read).map(|a| attachment(&a)).collect();
+    let attachments = attachments(message);
     if text.is_empty() && attachments.is_empty() {
         return Err("no content");
     }
@@ -236,6 +251,11 @@ fn message(message: &Object<'_>) -> Result<InboundMessage, &'static str> {
         platform_message_id: message.text("mid"),
         ..InboundMessage::default()
     })
+}
+
+fn attachments(message: &Object<'_>) -> Vec<Attachment> {
+    let attachments = message.list("attachments").unwrap_or_default();
+    attachments.into_iter().filter_map(Object::read).map(|one| attachment(&one)).collect()
 }
 
 /// The turn a pressed button makes, or why it makes none.
@@ -277,6 +297,11 @@ pub(super) fn typing(messenger: &MessengerBot, peer: &Peer) -> Option<Call> {
     Some(send(messenger, json!({ "recipient": recipient(peer)?, "sender_action": "typing_on" })))
 }
 
+/// The Send API call that shows the person's messages as seen. `None` for peers that are no person.
+pub(super) fn seen(messenger: &MessengerBot, peer: &Peer) -> Option<Call> {
+    Some(send(messenger, json!({ "recipient": recipient(peer)?, "sender_action": "mark_seen" })))
+}
+
 fn recipient(peer: &Peer) -> Option<serde_json::Value> {
     let Peer::User(person) = peer else { return None };
     Some(match person.strip_prefix(USER_REF) {
@@ -299,40 +324,4 @@ fn quick_replies(buttons: &[Button]) -> Vec<serde_json::Value> {
         Some(json!({ "content_type": "text", "title": title, "payload": button.payload }))
     };
     buttons.iter().filter(payload_fits).filter_map(quick_reply).take(QUICK_REPLIES_MAX).collect()
-}
-
-/// The meaning of an answer of the Send API (Messenger Platform, "Error Codes").
-pub(super) fn classify(status: u16, retry_after: Option<Duration>, body: &[u8]) -> Answer {
-    let answer = Object::read_bytes(body);
-    let Some(answer) = answer else { return unreadable(status, retry_after) };
-    if let Some(error) = answer.object("error") {
-        return refused(status, retry_after, &error);
-    }
-    let taken = (200..300).contains(&status) && (answer.has("message_id") || answer.has("recipient_id"));
-    if taken {
-        Answer::Sent { platform_message_id: answer.text("message_id") }
-    } else {
-        unreadable(status, retry_after)
-    }
-}
-
-fn unreadable(status: u16, retry_after: Option<Duration>) -> Answer {
-    super::unreadable(status, retry_after.or((status == 429).then_some(RATE_LIMIT_PAUSE)))
-}
-
-fn refused(status: u16, retry_after: Option<Duration>, error: &Object<'_>) -> Answer {
-    let Some(code) = error.integer("code") else { return unreadable(status, retry_after) };
-    let subcode = error.integer("error_subcode").unwrap_or(0);
-    let number = if subcode == 0 { code.to_string() } else { format!("{code}/{subcode}") };
-    let text = super::error_line(&format!("{number}: {}", error.text("message").unwrap_or_default()));
-    match (code, subcode) {
-        (1 | 2 | 99 | 1200, _) => Answer::NotSent { error: text },
-        // The limits of the app, of the user and of the page; 613 comes also for one person who is written to too fast.
-        (4 | 17 | 32 | 80_006, _) => super::retry(retry_after.unwrap_or(RATE_LIMIT_PAUSE), Scope::Bot, text),
-        (613, _) => super::retry(retry_after.unwrap_or(RATE_LIMIT_PAUSE), Scope::Chat, text),
-        (551, _) | (200, 1_545_041) | (100, 2_018_001) | (10, 2_018_108) => {
-            Answer::Failed { error: text, unreachable: true }
-        }
-        _ => Answer::Failed { error: text, unreachable: false },
-    }
 }

@@ -51,6 +51,7 @@ pub fn accept(message: ChatMessage<'_>) -> Verified {
             ..InboundMessage::default()
         }),
         amendment: None,
+        control: None,
         raw: None,
     })
 }
@@ -69,6 +70,7 @@ pub fn accept_agent(conversation: &Conversation, turn_id: Uuid, text: &str, now:
         metadata: None,
         event: Event::Agent { text: json::without_nul(text) },
         amendment: None,
+        control: None,
         raw: None,
     })
 }

@@ -10,7 +10,6 @@ use std::time::Duration;
 use super::expected::{
     Expected, NAME_ALPHABET, base_url, duration, flag, in_name_alphabet, is_name, name, origin, rate, text, whole, word,
 };
-use super::limits;
 use super::problem::{nearest, quoted};
 use super::reader::{Table, Value};
 use super::secret::{self, Secret};
@@ -18,6 +17,7 @@ use super::sections::TURNS;
 use super::{
     Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, SendLimits, TelegramBot, Updates, WebBot,
 };
+use super::{http_bot, limits};
 use crate::message::Channel;
 
 /// A name is a token of every subject; JetStream's subjects should stay below 256 bytes together with the peer's.
@@ -41,7 +41,7 @@ const BURSTS: &[(&str, Burst)] =
 /// Bot names on Telegram end at 32 characters: <https://core.telegram.org/bots/features#creating-a-new-bot>.
 const USERNAME_CHARS_MAX: usize = 32;
 
-/// Page ids are 64-bit numbers, so at most 20 digits.
+/// Ids of pages and apps are 64-bit numbers, so at most 20 digits.
 const PAGE_ID_DIGITS_MAX: usize = 20;
 
 /// Below a minute every pause for thought opens a new conversation; a year is as good as for ever.
@@ -56,13 +56,17 @@ const API_KEYS_MAX: usize = 64;
 /// Each origin is compared with every browser's request.
 const ORIGINS_MAX: usize = 256;
 
-const CHANNELS: &[(&str, Channel)] =
-    &[("telegram", Channel::Telegram), ("messenger", Channel::Messenger), ("web", Channel::Web)];
+const CHANNELS: &[(&str, Channel)] = &[
+    ("telegram", Channel::Telegram),
+    ("messenger", Channel::Messenger),
+    ("web", Channel::Web),
+    ("http", Channel::Http),
+];
 
 /// Every key that not all channels have, and the channels that have it.
 const CHANNEL_KEYS: &[(&str, &[Channel])] = &[
     ("typing", &[Channel::Telegram, Channel::Messenger]),
-    ("limits", &[Channel::Telegram, Channel::Messenger]),
+    ("limits", &[Channel::Telegram, Channel::Messenger, Channel::Http]),
     ("token", &[Channel::Telegram]),
     ("webhook_secret", &[Channel::Telegram]),
     ("updates", &[Channel::Telegram]),
@@ -72,11 +76,16 @@ const CHANNEL_KEYS: &[(&str, &[Channel])] = &[
     ("verify_token", &[Channel::Messenger]),
     ("page_token", &[Channel::Messenger]),
     ("page_id", &[Channel::Messenger]),
+    ("app_id", &[Channel::Messenger]),
     ("api_version", &[Channel::Messenger]),
     ("api_keys", &[Channel::Web]),
     ("origins", &[Channel::Web]),
     ("conversation_ttl", &[Channel::Web]),
     ("rate_limit", &[Channel::Web]),
+    ("secrets", &[Channel::Http]),
+    ("callback_url", &[Channel::Http]),
+    ("callback_timeout", &[Channel::Http]),
+    ("allow_private", &[Channel::Http]),
 ];
 
 /// Reads every bot; `responders` are the names that exist, whether or not their tables are right.
@@ -120,20 +129,21 @@ fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accoun
 
     let typing = match channel {
         Some(Channel::Telegram | Channel::Messenger) => table.optional("typing", &flag()),
-        Some(Channel::Web) | None => None,
+        Some(Channel::Web | Channel::Http) | None => None,
     };
 
     let settings = match channel {
         Some(Channel::Telegram) => telegram(name, table, accounts).map(BotChannel::Telegram),
         Some(Channel::Messenger) => messenger(name, table, accounts).map(BotChannel::Messenger),
         Some(Channel::Web) => Some(BotChannel::Web(web(table))),
+        Some(Channel::Http) => http_bot::read(table).map(BotChannel::Http),
         None => {
             table.ignore(CHANNEL_KEYS.iter().map(|(key, _)| *key));
             None
         }
     };
     let limits = match channel {
-        Some(Channel::Telegram | Channel::Messenger) => limits::read(table, settings.as_ref()),
+        Some(Channel::Telegram | Channel::Messenger | Channel::Http) => limits::read(table, settings.as_ref()),
         Some(Channel::Web) | None => SendLimits::NONE,
     };
     table.finish(&channel.map(strangers).unwrap_or_default());
@@ -148,7 +158,11 @@ fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accoun
         tokens_per_day,
         budget_reply: budget_reply.unwrap_or_else(|| Bot::DEFAULT_BUDGET_REPLY.to_owned()),
         reply_in_flight: reply_in_flight.unwrap_or(ReplyInFlight::Send),
-        on_uncertain: on_uncertain.unwrap_or(OnUncertain::Hold),
+        on_uncertain: on_uncertain.unwrap_or(match channel {
+            // Its receivers know a delivery that comes again by its id.
+            Some(Channel::Http) => OnUncertain::Resend,
+            _ => OnUncertain::Hold,
+        }),
         failure_reply,
         typing: typing.unwrap_or(true),
         limits,
@@ -231,7 +245,9 @@ fn messenger(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<M
     let app_secret = table.required_secret("app_secret", &secret::ANY);
     let verify_token = table.required_secret("verify_token", &secret::ANY);
     let page_token = table.required_secret("page_token", &secret::ANY);
-    let page_id = table.required("page_id", &self::name("0-9", |digit| digit.is_ascii_digit(), PAGE_ID_DIGITS_MAX));
+    let id = || self::name("0-9", |digit| digit.is_ascii_digit(), PAGE_ID_DIGITS_MAX);
+    let page_id = table.required("page_id", &id());
+    let app_id = table.optional("app_id", &id());
     let api_base = table.optional("api_base", &base_url(MessengerBot::DEFAULT_API_BASE));
     let api_version = table.optional("api_version", &api_version());
 
@@ -243,6 +259,7 @@ fn messenger(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<M
         verify_token: verify_token?,
         page_token: page_token?,
         page_id: page_id?,
+        app_id,
         api_base: api_base.unwrap_or_else(|| MessengerBot::DEFAULT_API_BASE.to_owned()),
         api_version: api_version.unwrap_or_else(|| MessengerBot::DEFAULT_API_VERSION.to_owned()),
     })

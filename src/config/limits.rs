@@ -26,7 +26,7 @@ enum Chosen {
     None,
 }
 
-/// Reads the key of a Telegram or Messenger bot; `channel` is `None` after a problem.
+/// Reads the key of a Telegram, Messenger or HTTP bot; `channel` is `None` after a problem.
 pub(super) fn read(table: &Table<'_>, channel: Option<&BotChannel>) -> SendLimits {
     let (platform, is_official) = match channel {
         Some(BotChannel::Telegram(bot)) => {
@@ -35,7 +35,7 @@ pub(super) fn read(table: &Table<'_>, channel: Option<&BotChannel>) -> SendLimit
         Some(BotChannel::Messenger(bot)) => {
             (SendLimits::MESSENGER, same_host(&bot.api_base, MessengerBot::DEFAULT_API_BASE))
         }
-        Some(BotChannel::Web(_)) | None => (SendLimits::NONE, false),
+        Some(BotChannel::Web(_) | BotChannel::Http(_)) | None => (SendLimits::NONE, false),
     };
     let Some(value) = table.value("limits") else {
         return if is_official { platform } else { SendLimits::NONE };

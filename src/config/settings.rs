@@ -8,6 +8,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::HttpBot;
 use super::secret::Secret;
 use crate::message::Channel;
 
@@ -234,7 +235,7 @@ pub struct Bot {
     pub on_uncertain: OnUncertain,
     /// Sent when a turn is dead-lettered; absent: silence.
     pub failure_reply: Option<String>,
-    /// Show in the chat that the bot is typing while a turn runs; without meaning for web bots.
+    /// Show in the chat that the bot is typing while a turn runs; Telegram and Messenger only.
     pub typing: bool,
     /// How fast replies may leave; without meaning for web bots.
     pub limits: SendLimits,
@@ -294,6 +295,7 @@ pub enum BotChannel {
     Telegram(TelegramBot),
     Messenger(MessengerBot),
     Web(WebBot),
+    Http(HttpBot),
 }
 
 impl Bot {
@@ -336,6 +338,7 @@ impl Bot {
             BotChannel::Telegram(_) => Channel::Telegram,
             BotChannel::Messenger(_) => Channel::Messenger,
             BotChannel::Web(_) => Channel::Web,
+            BotChannel::Http(_) => Channel::Http,
         }
     }
 }
@@ -372,6 +375,8 @@ pub struct MessengerBot {
     pub page_token: Secret,
     /// Digits.
     pub page_id: String,
+    /// Of the app that the bot is: tells its echoes and its turns at a thread from those of others. Digits.
+    pub app_id: Option<String>,
     /// Without a slash at the end.
     pub api_base: String,
     /// Graph API version, such as `v26.0`.

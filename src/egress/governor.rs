@@ -148,6 +148,12 @@ impl Governor {
         }
     }
 
+    /// The bot makes no call for `pause`: its platform's figures say that a limit is near.
+    pub fn hold(&mut self, bot: &str, pause: Duration, now: Instant) {
+        let Some(account) = self.accounts.get_mut(bot) else { return };
+        account.blocked_until = account.blocked_until.max(Some(now + pause.min(PAUSE_MAX)));
+    }
+
     /// The platform did not take the lane's part and wants `delay` of silence, from the chat or from the bot.
     pub fn refused(&mut self, bot: &str, peer: &Peer, lane: &Arc<str>, scope: Scope, delay: Duration, now: Instant) {
         let Some(account) = self.accounts.get_mut(bot) else { return };

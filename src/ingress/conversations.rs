@@ -25,7 +25,7 @@ use crate::store::{Conversation, ConversationFilter, ConversationPatch, StoredMe
 
 /// Rows of one page when the caller does not say, and at most.
 const PAGE_DEFAULT: u32 = 50;
-const PAGE_MAX: u32 = 200;
+pub(super) const PAGE_MAX: u32 = 200;
 
 /// The longest assignee, in characters.
 const ASSIGNEE_CHARS_MAX: usize = 255;
@@ -289,7 +289,7 @@ fn not_a_status() -> Problem {
     Problem::field(422, "status", "must be \"bot\", \"human\" or \"closed\".")
 }
 
-fn limit(text: Option<&str>) -> Result<u32, Problem> {
+pub(super) fn limit(text: Option<&str>) -> Result<u32, Problem> {
     let limit = text.map_or(Ok(PAGE_DEFAULT), str::parse).ok().filter(|limit| (1..=PAGE_MAX).contains(limit));
     limit.ok_or_else(|| Problem::field(400, "limit", format!("must be a whole number from 1 to {PAGE_MAX}.")))
 }
@@ -343,7 +343,7 @@ fn write_cursor(conversation: &Conversation) -> String {
     format!("{}.{}", conversation.updated_at.as_micros(), conversation.id)
 }
 
-fn read_cursor(cursor: &str) -> Result<(Timestamp, Uuid), Problem> {
+pub(super) fn read_cursor(cursor: &str) -> Result<(Timestamp, Uuid), Problem> {
     let parts = cursor.split_once('.');
     let read =
         parts.and_then(|(micros, id)| Some((Timestamp::from_micros(micros.parse().ok()?), Uuid::parse_str(id).ok()?)));

@@ -118,6 +118,8 @@ pub(super) enum Security {
     Key,
     TelegramSecret,
     MessengerSignature,
+    /// Of Standard Webhooks.
+    WebhookSignature,
 }
 
 /// One kind of answer of an operation.
@@ -239,6 +241,12 @@ fn document(operations: &[Operation], public_url: Option<&str>) -> Value {
                 },
                 "telegramSecret": { "type": "apiKey", "in": "header", "name": "X-Telegram-Bot-Api-Secret-Token" },
                 "messengerSignature": { "type": "apiKey", "in": "header", "name": "X-Hub-Signature-256" },
+                "webhookSignature": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "webhook-signature",
+                    "description": "Standard Webhooks 1.0.0, scheme v1, with webhook-id and webhook-timestamp.",
+                },
             },
         },
     });
@@ -382,6 +390,7 @@ fn security(security: Security) -> Value {
         Security::Key => json!([{ "key": [] }]),
         Security::TelegramSecret => json!([{ "telegramSecret": [] }]),
         Security::MessengerSignature => json!([{ "messengerSignature": [] }]),
+        Security::WebhookSignature => json!([{ "webhookSignature": [] }]),
     }
 }
 
@@ -392,7 +401,9 @@ fn meaning(status: u16) -> &'static str {
         403 => "A browser's page of an origin that the bot does not list, or a wrong verify token.",
         404 => "There is no such thing, or it is not the caller's to see.",
         408 => "The body did not arrive in time.",
-        409 => "The conversation is closed, or another one with the same person is open.",
+        409 => {
+            "The conversation is closed, another one with the same person is open, or the delivery is not uncertain."
+        }
         413 => "The body or the message is too large.",
         415 => "The body is of another media type, or compressed.",
         422 => "A field has a value that is not allowed, is missing or is not known; `errors` names it.",

@@ -16,7 +16,8 @@ use super::extract::{Parameters, Segment};
 use super::openapi::{Operation, Routes, Security};
 use super::problem::Problem;
 use super::{Ingress, Shared, body, count, json};
-use crate::channel::{Refusal, Stamp, messenger, telegram};
+use crate::channel::http::signature;
+use crate::channel::{Refusal, Stamp, http, messenger, telegram};
 use crate::config::{Bot, BotChannel, MessengerBot};
 use crate::message::{Channel, Timestamp};
 
@@ -46,6 +47,18 @@ pub(super) fn routes() -> Routes {
                 .security(Security::MessengerSignature)
                 .body::<Map<String, Value>>(body::JSON)
                 .text(200, PLAIN, "`EVENT_RECEIVED`: every event is kept.")
+                .problems(&[400, 401, 404, 408, 413, 503]),
+        )
+        .post(
+            "/webhooks/http/{bot}",
+            from_http,
+            Operation::new("httpEvent", "An event of any other platform, as docs/http-channel.md has it.")
+                .details("The same `webhook-id` stands for the same event.")
+                .security(Security::WebhookSignature)
+                .header("webhook-id", "Unique per event, and the same whenever it is sent again; without dots.")
+                .header("webhook-timestamp", "Seconds since 1970-01-01T00:00:00Z; at most five minutes away.")
+                .body::<Map<String, Value>>(body::JSON)
+                .answer::<Nothing>(200, "The event is kept.")
                 .problems(&[400, 401, 404, 408, 413, 503]),
         )
 }
@@ -120,6 +133,32 @@ async fn from_messenger(
         ingress.publish(event).await?;
     }
     Ok("EVENT_RECEIVED".into_response())
+}
+
+async fn from_http(
+    State(ingress): Shared,
+    Segment(name): Segment,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let _permit = ingress.admit()?;
+    let Some(bot) = ingress.bots.get(&name) else { return Err(no_such_bot(&name, Channel::Http)) };
+    let BotChannel::Http(settings) = &bot.channel else { return Err(no_such_bot(&name, Channel::Http)) };
+    let body = ingress.body(body).await?;
+    let verified = http::receive(bot, settings, signed(&headers), &body, &mut stamp(&mut Uuid::now_v7))
+        .map_err(|refusal| refused(bot, &refusal))?;
+    ingress.publish(&verified).await?;
+    Ok(json(200, &Nothing {}))
+}
+
+/// The three headers of Standard Webhooks, if all are there.
+fn signed(headers: &HeaderMap) -> Option<signature::Headers<'_>> {
+    let text = |name: &str| headers.get(name)?.to_str().ok();
+    Some(signature::Headers {
+        id: text("webhook-id")?,
+        timestamp: text("webhook-timestamp")?,
+        signature: text("webhook-signature")?,
+    })
 }
 
 fn messenger_bot<'a>(ingress: &'a Ingress, name: &str) -> Result<(&'a Bot, &'a MessengerBot), Problem> {

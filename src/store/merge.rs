@@ -174,8 +174,13 @@ fn in_place_of(known: &Map<String, Value>, new: &Map<String, Value>) -> Map<Stri
 pub(super) fn snippet(messages: &[NewMessage]) -> Option<String> {
     let said = |message: &&NewMessage| matches!(message.role, Role::User | Role::Assistant);
     let last = messages.iter().rev().filter(said).find(|message| !message.content.trim().is_empty())?;
-    let line = last.content.trim().chars().take(SNIPPET_CHARS);
-    Some(line.map(|character| if character.is_control() { ' ' } else { character }).collect())
+    Some(excerpt(&last.content))
+}
+
+/// The beginning of a text, on one line.
+pub(super) fn excerpt(text: &str) -> String {
+    let line = text.trim().chars().take(SNIPPET_CHARS);
+    line.map(|character| if character.is_control() { ' ' } else { character }).collect()
 }
 
 /// The text without NUL, each replaced by U+FFFD.

@@ -15,6 +15,11 @@ use crate::message::{Timestamp, words};
 pub enum OperatorVerb {
     RedriveDeadLetter,
     DiscardDeadLetter,
+    /// An uncertain delivery is taken for one that arrived.
+    ConfirmDelivery,
+    ResendDelivery,
+    /// An uncertain delivery is taken for one that did not arrive.
+    FailDelivery,
 }
 
 words!(
@@ -22,13 +27,16 @@ words!(
     "operator's verb",
     RedriveDeadLetter = "redrive_dead_letter",
     DiscardDeadLetter = "discard_dead_letter",
+    ConfirmDelivery = "confirm_delivery",
+    ResendDelivery = "resend_delivery",
+    FailDelivery = "fail_delivery",
 );
 
 /// One thing that a person does to one thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OperatorAction {
     pub verb: OperatorVerb,
-    /// Of a dead letter, its message's id.
+    /// Of a dead letter, its message's id; of a delivery, its own.
     pub target: String,
     /// Who, as far as can be told.
     pub actor: Option<String>,

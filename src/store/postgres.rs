@@ -23,6 +23,7 @@ mod conversations;
 mod deliveries;
 mod journal;
 mod operator;
+mod outcomes;
 mod turns;
 
 /// Set on every connection. No transaction of ours waits for anything between its statements, so one that does belongs to a

@@ -300,8 +300,10 @@ impl Settled {
 }
 
 impl Receipt for Settled {
+    /// Also of a message that was published once more, see [`crate::stream::Publisher::outbound_again`].
     fn covers(&self, message_id: &str) -> bool {
-        self.message_id == message_id
+        let again = message_id.strip_prefix(self.message_id.as_str()).and_then(|rest| rest.strip_prefix('.'));
+        self.message_id == message_id || again.is_some()
     }
 }
 

@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::merge::{storable, storable_json};
 use super::sending::Found;
 use super::{
-    Action, Committed, Conversation, DeliveryCursor, DeliveryRow, JournalEntry, NewMessage, PendingDelivery,
-    PendingPage, Position, StoreError, StoredMessage, Turn, TurnContextRow,
+    Action, AddressedDelivery, Committed, Conversation, DeliveryCursor, DeliveryRow, DeliveryTotal, JournalEntry,
+    NewMessage, PendingDelivery, PendingPage, Position, StoreError, StoredMessage, Turn, TurnContextRow,
 };
 use crate::message::{ConversationKey, OutboundPart, Peer, Timestamp};
 
@@ -220,6 +220,25 @@ pub(super) fn delivery(row: &impl Columns) -> Result<DeliveryRow, StoreError> {
         created_at: moment(row, "created_at")?,
         settled_at: optional_moment(row, "settled_at")?,
     })
+}
+
+/// A delivery with the columns of its key and its conversation.
+pub(super) fn addressed(row: &impl Columns) -> Result<AddressedDelivery, StoreError> {
+    let conversation_id = optional_uuid(row, "conversation_id")?;
+    Ok(AddressedDelivery { key: key(row)?, conversation_id, delivery: delivery(row)? })
+}
+
+pub(super) fn delivery_total(row: &impl Columns) -> Result<DeliveryTotal, StoreError> {
+    Ok(DeliveryTotal {
+        bot: text(row, "bot")?,
+        status: word(row, "status")?,
+        count: number(row, "count")?,
+        oldest_at: created_at(row)?,
+    })
+}
+
+pub(super) fn created_at(row: &impl Columns) -> Result<Timestamp, StoreError> {
+    moment(row, "created_at")
 }
 
 pub(super) fn journal_entry(row: &impl Columns) -> Result<JournalEntry, StoreError> {

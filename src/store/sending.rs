@@ -1,7 +1,7 @@
 //! The states of a delivery and what moves it from one to the next (G10).
 //!
-//! Pure: rows as they were locked come in, what is to be written of them comes out. Invariants: only a confirmation leaves a settled state,
-//! and nothing leaves `sent`; a state is judged and changed under its row's lock.
+//! Pure: rows as they were locked come in, what is to be written of them comes out. Invariants: only a confirmation leaves a settled state
+//! (and what a person says of an `uncertain` one, see [`super::Resolution`]), and nothing leaves `sent`; a state is judged and changed under its row's lock.
 
 use std::borrow::Cow;
 

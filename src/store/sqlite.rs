@@ -25,6 +25,7 @@ mod conversations;
 mod deliveries;
 mod journal;
 mod operator;
+mod outcomes;
 mod turns;
 
 /// How long one process waits for another's write, which is a transaction of milliseconds.

@@ -90,6 +90,19 @@ impl Publisher {
         self.publish(subject, headers, payload.into()).await.map(|_| ())
     }
 
+    /// The same for one that was on the stream before and is settled there, because a person wants it sent once more: under
+    /// an id of its own, which the stream does not know.
+    ///
+    /// # Errors
+    /// Those of [`Publisher::outbound`].
+    pub async fn outbound_again(&self, delivery: &PendingDelivery) -> Result<(), PublishError> {
+        let part = delivery.part();
+        let payload = serde_json::to_vec(part).map_err(PublishError::Encode)?;
+        let subject = self.subject(Lane::Outbound, &part.key);
+        let message_id = format!("{}.{}", part.delivery_id, Uuid::now_v7());
+        self.publish(subject, headers(&message_id, delivery.traceparent()), payload.into()).await.map(|_| ())
+    }
+
     /// Tells whoever waits for a turn, over core NATS, that its outcome can be read. Nobody has to hear it.
     pub async fn turn_notice(&self, turn_id: Uuid) {
         let subject = self.connection.names.turn_notice(turn_id);

@@ -39,6 +39,7 @@ pub const EGRESS_ATTEMPTS: &str = "turnwise_egress_attempts_total";
 pub const EGRESS_WAIT: &str = "turnwise_egress_wait_seconds";
 pub const TYPING: &str = "turnwise_typing_total";
 pub const EVENT_STREAMS: &str = "turnwise_event_streams";
+pub const BOT_SHUT_OUT: &str = "turnwise_bot_shut_out";
 pub const BUDGET_REFUSALS: &str = "turnwise_budget_refusals_total";
 pub const EVENT_STREAMS_ENDED: &str = "turnwise_event_streams_ended_total";
 
@@ -217,6 +218,11 @@ pub fn egress_attempt(channel: Channel, status: Option<u16>) {
     counter!(EGRESS_ATTEMPTS, "channel" => channel.as_str(), "status_class" => class(status)).increment(1);
 }
 
+/// Whether a bot's platform takes nothing from it at all.
+pub fn bot_shut_out(bot: &str, shut_out: bool) {
+    gauge!(BOT_SHUT_OUT, "bot" => bot.to_owned()).set(f64::from(u8::from(shut_out)));
+}
+
 /// From the moment at which a part was ready to leave until the rate limits let it.
 pub fn egress_wait(wait: Duration) {
     histogram!(EGRESS_WAIT).record(wait);
@@ -314,6 +320,10 @@ const GAUGES: &[(&str, &str)] = &[
     (PARTITION_OWNED, "1 for a partition that this process works on, 0 for another."),
     (EVENT_STREAMS, "Callers that are being sent the events of a turn by this process."),
     (TOOL_SERVER_UP, "1 while there is a session with an MCP server, 0 while there is none."),
+    (
+        BOT_SHUT_OUT,
+        "1 for a bot from which its platform takes nothing: a void token, a restricted page, a receiver that is gone.",
+    ),
     (MEMBERS, "Processes that share the work on a stream, as this process sees it."),
 ];
 
@@ -366,6 +376,7 @@ mod tests {
         egress_attempt(Channel::Messenger, None);
         egress_wait(moment);
         typing(Channel::Telegram, Some(200));
+        bot_shut_out("page", true);
         event_stream_began();
         event_stream_began();
         event_stream_closed();

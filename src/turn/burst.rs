@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::verdict::decode;
 use crate::config::{self, Bot};
-use crate::message::{Channel, Envelope, Event, InboundMessage, SCHEMA_VERSION, TerminalState, Timestamp};
+use crate::message::{Amendment, Channel, Envelope, Event, InboundMessage, SCHEMA_VERSION, TerminalState, Timestamp};
 use crate::responder::journal::MEMBERS_STEP;
 use crate::responder::{NewUserMessage, Responder};
 use crate::scheduler::bursts::Label;
@@ -33,6 +33,8 @@ struct Glance {
     event: GlancedEvent,
     #[serde(default)]
     amendment: Option<GlancedAmendment>,
+    #[serde(default)]
+    control: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -55,9 +57,11 @@ struct GlancedAmendment {
 pub(super) fn label(message: &StreamMessage) -> Label {
     let is_newer = message.schema_version.is_some_and(|version| version > SCHEMA_VERSION);
     let glance = serde_json::from_slice::<Glance>(&message.payload).ok().filter(|_| !is_newer);
-    let Some(Glance { event, amendment }) = glance else { return Label::Opaque };
+    let Some(Glance { event, amendment, control }) = glance else { return Label::Opaque };
     match (event.r#type.as_str(), amendment) {
         ("ignored", Some(amendment)) => Label::Amends { id: amendment.platform_message_id },
+        // It changes something between two turns.
+        ("ignored", None) if control.is_some() => Label::Opaque,
         ("ignored", None) => Label::Aside,
         ("message", _) if event.payload.is_some() => Label::Pressed,
         ("message", _) => Label::Said { album: event.album_id, id: event.platform_message_id },
@@ -74,6 +78,8 @@ pub(super) struct Burst<'a> {
     earlier: Vec<(&'a Arc<StreamMessage>, Envelope)>,
     /// What was deleted, and what deleted it.
     deleted: Vec<&'a Arc<StreamMessage>>,
+    /// Of messages that are not here.
+    unmet: Vec<Amendment>,
     first_turn_id: Uuid,
 }
 
@@ -88,7 +94,7 @@ impl<'a> Burst<'a> {
             earlier.push((message, envelope_of(message)?));
         }
         let first_turn_id = first_turn_id(task).unwrap_or(envelope.turn_id);
-        let mut burst = Self { task, envelope, earlier, deleted: Vec::new(), first_turn_id };
+        let mut burst = Self { task, envelope, earlier, deleted: Vec::new(), unmet: Vec::new(), first_turn_id };
         burst.amend();
         Ok(burst)
     }
@@ -114,9 +120,17 @@ impl<'a> Burst<'a> {
                     said.attachments = replacement.attachments.unwrap_or_else(|| std::mem::take(&mut said.attachments));
                 }
                 (Some((message, _)), None) => self.deleted.extend([message, amending]),
-                (None, _) => {}
+                (None, replacement) => {
+                    self.unmet.push(Amendment { platform_message_id: amendment.platform_message_id, replacement });
+                }
             }
         }
+        self.unmet.extend(self.envelope.amendment.clone());
+    }
+
+    /// What became of messages that are none of these: they had their turns, or are yet to have them.
+    pub(super) fn unmet(&self) -> impl Iterator<Item = &Amendment> {
+        self.unmet.iter()
     }
 
     /// The messages that their senders took back before their turn, with the events that did so; none, or two at least.

@@ -1,4 +1,4 @@
-//! "Is typing", shown in the chat of a turn for as long as it runs.
+//! "Seen" and "is typing", shown in the chat of a turn, the latter for as long as it runs.
 //!
 //! Refuses to matter: a turn never waits for it and never fails with it, and nothing of it is recorded. Invariant: at most one
 //! call at a time and per interval for a chat, none once the turn has ended.
@@ -42,7 +42,7 @@ impl Typing {
 
     /// Runs `work`, and shows meanwhile that the bot is typing, unless it shall not or its channel cannot.
     pub async fn during<T>(&self, bot: &Bot, key: &ConversationKey, work: impl Future<Output = T>) -> T {
-        if !bot.typing || key.channel == Channel::Web {
+        if !bot.typing || matches!(key.channel, Channel::Web | Channel::Http) {
             return work.await;
         }
         tokio::select! {
@@ -58,6 +58,10 @@ impl Typing {
         let Some(typing) = channel::typing(bot, &key.peer) else { return std::future::pending().await };
         if let Some(due) = Box::pin(self.due.get(key)).await {
             tokio::time::sleep_until(due).await;
+        }
+        if let Some(seen) = channel::seen(bot, &key.peer) {
+            let called = self.platforms.call(bot, &seen, CALL_TIMEOUT).await;
+            metric::typing(bot.channel(), called.status);
         }
         loop {
             let again_at = Instant::now() + typing.again_after;
@@ -79,7 +83,7 @@ impl Typing {
                     tracing::debug!(bot = bot.name, error, "typing may not have been shown");
                     Duration::ZERO
                 }
-                Answer::Failed { error, .. } => {
+                Answer::Failed { error, .. } | Answer::Closed { error } | Answer::TakenOver { error } => {
                     tracing::debug!(bot = bot.name, error, "typing cannot be shown in this chat");
                     return std::future::pending().await;
                 }

@@ -21,7 +21,7 @@ use turnwise::channel::{Refusal, Stamp, Verified, messenger, telegram};
 use turnwise::config::{
     Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, Secret, SendLimits, TelegramBot, Updates,
 };
-use turnwise::message::{Envelope, Event, InboundMessage, Timestamp};
+use turnwise::message::{Control, Envelope, Event, InboundMessage, Timestamp};
 use uuid::Uuid;
 
 const WEBHOOK_SECRET: &str = "hook-secret";
@@ -44,6 +44,7 @@ fn messenger_bot(page_id: &str) -> MessengerBot {
         verify_token: Secret::new("verify-me".to_owned()),
         page_token: Secret::new("page-token".to_owned()),
         page_id: page_id.to_owned(),
+        app_id: None,
         api_base: "https://graph.facebook.com".to_owned(),
         api_version: "v26.0".to_owned(),
     }
@@ -129,7 +130,18 @@ fn ignored_for(envelope: &Envelope) -> &str {
 fn outcome(envelope: &Envelope) -> String {
     let key = format!("{}.{}", envelope.key.bot, envelope.key.peer);
     match &envelope.event {
-        Event::Ignored { kind, reason } => format!("{key} ignored {kind}: {reason}"),
+        Event::Ignored { kind, reason } => {
+            let control = match &envelope.control {
+                None => String::new(),
+                Some(Control::Arrived { .. }) => ", ours arrived".to_owned(),
+                Some(Control::Said { text, attachments, .. }) => {
+                    format!(", somebody said {text:?} +{}", attachments.len())
+                }
+                Some(Control::Taken) => ", taken".to_owned(),
+                Some(Control::Returned) => ", returned".to_owned(),
+            };
+            format!("{key} ignored {kind}: {reason}{control}")
+        }
         Event::Agent { .. } => panic!("an agent's message"),
         Event::Message(message) => {
             let attachments = message.attachments.iter().map(|attachment| {

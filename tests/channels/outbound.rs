@@ -216,23 +216,36 @@ fn messenger_answers() {
     let sent = |id: Option<&str>| Answer::Sent { platform_message_id: id.map(ToOwned::to_owned) };
     check(200, None, br#"{"recipient_id":"1","message_id":"m_1"}"#, sent(Some("m_1")));
     check(200, None, br#"{"recipient_id":"1"}"#, sent(None));
+    let refusal = |code: &str| {
+        let body = api_response("messenger", &format!("error_{code}__fbmessenger-ruby.json"));
+        let message = serde_json::from_slice::<Value>(&body).unwrap()["error"]["message"].as_str().unwrap().to_owned();
+        (body, format!("{}: {message}", code.replace('_', "/")))
+    };
     for (code, unreachable) in [
         ("100_2018001", true),
         ("100", false),
         ("10303", false),
-        ("10_2018065", false),
         ("10_2018108", true),
-        ("190", false),
         ("200_1545041", true),
         ("200_2018021", false),
         ("200_2018027", false),
         ("200_2018028", false),
-        ("230", false),
     ] {
-        let body = api_response("messenger", &format!("error_{code}__fbmessenger-ruby.json"));
-        let message = serde_json::from_slice::<Value>(&body).unwrap()["error"]["message"].as_str().unwrap().to_owned();
-        check(400, None, &body, failed(&format!("{}: {message}", code.replace('_', "/")), unreachable));
+        let (body, error) = refusal(code);
+        check(400, None, &body, failed(&error, unreachable));
     }
+    for code in ["190", "230"] {
+        let (body, error) = refusal(code);
+        check(400, None, &body, Answer::Closed { error });
+    }
+    let (body, error) = refusal("10_2018065");
+    check(400, None, &body, failed(&format!("outside_window: {error}"), false));
+    let of =
+        |code: u32, subcode: u32| format!(r#"{{"error":{{"code":{code},"error_subcode":{subcode},"message":"x"}}}}"#);
+    check(400, None, of(10, 2_018_278).as_bytes(), failed("outside_window: 10/2018278: x", false));
+    check(400, None, of(10, 2_018_300).as_bytes(), Answer::TakenOver { error: "10/2018300: x".to_owned() });
+    check(400, None, of(10, 1_893_063).as_bytes(), Answer::Closed { error: "10/1893063: x".to_owned() });
+    check(400, None, of(10, 7).as_bytes(), failed("10/7: x", false));
     let temporary = "1200: Temporary send message failure. Please try again later.";
     let body = api_response("messenger", "error_1200__fbmessenger-ruby.json");
     check(500, None, &body, Answer::NotSent { error: temporary.to_owned() });
@@ -251,4 +264,29 @@ fn messenger_answers() {
     check(503, None, b"<html>", unknown(503));
     check(500, None, br#"{"error":"odd"}"#, unknown(500));
     check(400, None, b"<html>", failed("HTTP status 400 without a readable body", false));
+}
+
+#[test]
+fn http_answers() {
+    let check = |status: u16, header: Option<u64>, expected: Answer| {
+        let header = header.map(Duration::from_secs);
+        assert_eq!(channel::classify(Channel::Http, status, header, b"whatever"), expected, "{status}");
+    };
+    let error = |status: u16| format!("HTTP status {status}");
+    for status in [200, 202, 204, 299] {
+        check(status, None, Answer::Sent { platform_message_id: None });
+    }
+    for status in [301, 308, 400, 401, 404, 408, 422, 500, 501] {
+        check(status, None, Answer::NotSent { error: error(status) });
+    }
+    for status in [429, 502, 503, 504] {
+        let wait = |seconds| Answer::RetryAfter {
+            delay: Duration::from_secs(seconds),
+            scope: Scope::Bot,
+            error: error(status),
+        };
+        check(status, None, wait(5));
+        check(status, Some(17), wait(17));
+    }
+    check(410, None, Answer::Closed { error: error(410) });
 }

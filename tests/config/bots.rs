@@ -13,7 +13,7 @@ support = "telegram""#,
     check(
         "[bots.support]",
         &[
-            r#"1 bots.support.channel: is missing in [bots.support]; use "telegram", "messenger" or "web""#,
+            r#"1 bots.support.channel: is missing in [bots.support]; use "telegram", "messenger", "web" or "http""#,
             "1 bots.support.responder: is missing in [bots.support]; write the name of a responder",
         ],
     );
@@ -24,8 +24,8 @@ token = 5
 color = "red"
 responder = "ecko""#,
         &[
-            r#"2 bots.support.channel: "telegran" is not known; use "telegram", "messenger" or "web""#,
-            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reject_reply, weight, max_turns, tokens_per_day, budget_reply, reply_in_flight, on_uncertain, failure_reply, typing, limits, token, webhook_secret, updates, username, api_base, app_secret, verify_token, page_token, page_id, api_version, api_keys, origins, conversation_ttl, rate_limit",
+            r#"2 bots.support.channel: "telegran" is not known; use "telegram", "messenger", "web" or "http""#,
+            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reject_reply, weight, max_turns, tokens_per_day, budget_reply, reply_in_flight, on_uncertain, failure_reply, typing, limits, token, webhook_secret, updates, username, api_base, app_secret, verify_token, page_token, page_id, app_id, api_version, api_keys, origins, conversation_ttl, rate_limit, secrets, callback_url, callback_timeout, allow_private",
             r#"5 bots.support.responder: there is no responder "ecko"; did you mean "echo"? Responders here: echo"#,
         ],
     );
@@ -219,7 +219,12 @@ fn keys_of_other_channels() {
         ("verify_token", "messenger"),
         ("page_token", "messenger"),
         ("page_id", "messenger"),
+        ("app_id", "messenger"),
         ("api_version", "messenger"),
+        ("secrets", "http"),
+        ("callback_url", "http"),
+        ("callback_timeout", "http"),
+        ("allow_private", "http"),
     ];
     let lines: String = keys.iter().map(|(key, _)| format!("{key} = \"x\"\n")).collect();
     let expected = keys.iter().enumerate().map(|(index, (key, homes))| {

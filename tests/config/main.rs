@@ -8,6 +8,7 @@ use std::path::Path;
 use turnwise::config::{Config, Console, Http, Telemetry, Worker};
 
 mod bots;
+mod http_channel;
 mod process;
 mod secrecy;
 mod tools;
@@ -41,6 +42,7 @@ fn environment(name: &str) -> Option<String> {
         "SUPPORT_TOKEN" => "12345:AAbb_-cc",
         "NATS_CREDENTIALS" => "-----BEGIN NATS USER JWT-----\nx\n",
         "DATABASE_URL" => "postgres://turnwise:hunter2@db/turnwise",
+        "KIOSK_SECRET" => "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
         "UNSET" => return None,
         _ => "hunter2",
     };
@@ -95,6 +97,11 @@ page_id = "1234567890"
 channel = "web"
 responder = "menu"
 api_keys = [{ env = "SHOP_KEY" }]
+[bots.kiosk]
+channel = "http"
+responder = "menu"
+secrets = [{ env = "KIOSK_SECRET" }]
+callback_url = "https://kiosk.example.com/turnwise"
 [responders.assistant]
 kind = "openai"
 base_url = "http://127.0.0.1:11434/v1/"

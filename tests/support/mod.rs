@@ -22,6 +22,7 @@ pub(crate) mod nats_cluster;
 pub(crate) mod nats_proxy;
 pub(crate) mod postgres;
 pub(crate) mod process;
+pub(crate) mod receiver;
 pub(crate) mod responder;
 pub(crate) mod scenario;
 pub(crate) mod tamper;

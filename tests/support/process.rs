@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use super::nats::NatsServer;
-use super::{PATIENCE, eventually, free_port, http_client, messenger, responder, telegram};
+use super::{PATIENCE, eventually, free_port, http_client, messenger, receiver, responder, telegram};
 
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_turnwise");
 
@@ -29,6 +29,8 @@ pub(crate) const ENVIRONMENT: &[(&str, &str)] = &[
     ("TEST_APP_SECRET", messenger::APP_SECRET),
     ("TEST_VERIFY_TOKEN", messenger::VERIFY_TOKEN),
     ("TEST_PAGE_TOKEN", messenger::PAGE_TOKEN),
+    ("TEST_HTTP_SECRET", receiver::SECRET),
+    ("TEST_HTTP_NEXT_SECRET", receiver::NEXT_SECRET),
     ("TEST_WEB_KEY", WEB_KEY),
     ("TEST_CONSOLE_TOKEN", CONSOLE_TOKEN),
     ("TEST_MODEL_KEY", responder::API_KEY),
@@ -118,6 +120,16 @@ impl Configuration {
             .set(&table, "page_token", "{ env = \"TEST_PAGE_TOKEN\" }")
             .set(&table, "page_id", &quoted(messenger::PAGE_ID))
             .set(&table, "api_base", &quoted(api_base))
+    }
+
+    /// A bot of the channel `http`, whose receiver may be on this machine.
+    pub(crate) fn http_bot(&mut self, name: &str, responder: &str, callback_url: &str) -> &mut Self {
+        let table = format!("bots.{name}");
+        self.set(&table, "channel", "\"http\"")
+            .set(&table, "responder", &quoted(responder))
+            .set(&table, "secrets", "[{ env = \"TEST_HTTP_SECRET\" }]")
+            .set(&table, "callback_url", &quoted(callback_url))
+            .set(&table, "allow_private", "true")
     }
 
     pub(crate) fn web_bot(&mut self, name: &str, responder: &str) -> &mut Self {

@@ -104,6 +104,7 @@ fn envelope(turn: u128, metadata: &Value) -> Value {
         metadata: object(metadata),
         event: Event::Message(InboundMessage { text: "hi".to_owned(), ..InboundMessage::default() }),
         amendment: None,
+        control: None,
         raw: None,
     };
     json!(envelope)
