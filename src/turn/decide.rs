@@ -149,7 +149,8 @@ async fn ask(
     let failure = |reason, error: String, user_message| Failure { reason, error, user_message };
     let answer = async {
         if responder.keeps_messages() {
-            context.journal.hold_members().await?;
+            // Apart from the rest of the attempt in memory: it is soon over.
+            Box::pin(context.journal.hold_members()).await?;
         }
         responder.respond(context, request).await
     };
@@ -164,7 +165,8 @@ async fn ask(
             true => answer.await,
             false => {
                 drop(answer);
-                return Err(interrupted(context).await);
+                // The same: few are interrupted.
+                return Err(Box::pin(interrupted(context)).await);
             }
         },
     };
