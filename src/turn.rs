@@ -109,8 +109,10 @@ impl Work for Turns {
         let started = std::time::Instant::now();
         let mut responder_time = Duration::ZERO;
         let verdict = async {
-            let ended =
-                if task.is_refusal { self.refuse(task).await } else { self.attempt(task, &mut responder_time).await };
+            let ended = match task.is_refusal {
+                true => Box::pin(self.refuse(task)).await,
+                false => self.attempt(task, &mut responder_time).await,
+            };
             match ended {
                 Ok(committed) => Verdict::Done(committed),
                 Err(verdict) => *verdict,
@@ -145,14 +147,16 @@ impl Work for Turns {
 }
 
 impl Turns {
+    /// Tens of thousands of turns wait in their responders at once, so what is done only before or after that, and takes
+    /// kilobytes while it is done, is on the heap for that long.
     async fn attempt(&self, task: &Task, responder_time: &mut Duration) -> Step<Vec<Committed>> {
         let burst = match Burst::read(task) {
             Ok(burst) => burst,
-            Err((message, verdict)) => return self.set_apart(task, message, verdict).await,
+            Err((message, verdict)) => return Box::pin(self.set_apart(task, message, verdict)).await,
         };
         if task.all().count() > 1 {
             // After a crash, messages come again that were part of other turns; the rest make a new one.
-            let settled = self.settle(task).await?;
+            let settled = Box::pin(self.settle(task)).await?;
             if !settled.is_empty() {
                 return Ok(settled);
             }
@@ -166,14 +170,14 @@ impl Turns {
             }
             // What has had effects can no longer be taken back.
             if !deleted.is_empty() && !steps.iter().any(is_effect) {
-                return self.withdraw(&task.only(deleted), &burst, &steps).await;
+                return Box::pin(self.withdraw(&task.only(deleted), &burst, &steps)).await;
             }
         }
         if let Event::Ignored { kind, reason } = &envelope.event {
             return self.ignore(task, envelope, burst::ignored(kind, reason)).await;
         }
         if let Event::Agent { text } = &envelope.event {
-            return self.say(task, envelope, text).await;
+            return Box::pin(self.say(task, envelope, text)).await;
         }
         let span = tracing::Span::current();
         span.record("turnwise.turn.id", tracing::field::display(envelope.turn_id));
@@ -184,7 +188,7 @@ impl Turns {
         };
         span.record("gen_ai.conversation.id", tracing::field::display(loaded.conversation.id));
         let decided = match loaded.conversation.status {
-            ConversationStatus::Bot if self.is_out_of_budget(&burst, &settings.bot).await? => {
+            ConversationStatus::Bot if Box::pin(self.is_out_of_budget(&burst, &settings.bot)).await? => {
                 metric::budget_refusal(&settings.bot.name);
                 Decided::out_of_budget(&settings.bot)
             }

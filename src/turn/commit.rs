@@ -69,8 +69,8 @@ impl Turns {
                 let receipts: Vec<_> = std::iter::once(committed).chain(merged).collect();
                 if let (Some(loaded), Some(first)) = (loaded, first_ordinal) {
                     match is_whole {
-                        true => self.remember(loaded, &commit, first).await,
-                        false => self.cache.invalidate(loaded.conversation.id).await,
+                        true => Box::pin(self.remember(loaded, &commit, first)).await,
+                        false => Box::pin(self.cache.invalidate(loaded.conversation.id)).await,
                     }
                 }
                 if commit.key.channel == Channel::Web {
@@ -82,9 +82,9 @@ impl Turns {
                 Ok(receipts)
             }
             CommitOutcome::AlreadyTerminal(committed) if task.all().count() == 1 => {
-                self.finish_settled(task, vec![committed]).await
+                Box::pin(self.finish_settled(task, vec![committed])).await
             }
-            CommitOutcome::AlreadyTerminal(_) => self.settle(task).await,
+            CommitOutcome::AlreadyTerminal(_) => Box::pin(self.settle(task)).await,
             CommitOutcome::Fenced => Err(Box::new(Verdict::Fenced)),
             CommitOutcome::ConversationMoved => Err(Box::new(Verdict::Wait {
                 cause: "the conversation was opened or removed by somebody else meanwhile".to_owned(),

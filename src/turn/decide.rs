@@ -59,7 +59,7 @@ impl Turns {
     ) -> Step<Decided> {
         let (task, envelope) = (burst.task, &burst.envelope);
         let (name, responder) = (&settings.bot.responder, self.responder(&settings.bot)?);
-        let history = self.history(&loaded.conversation).await.map_err(|error| away(&error))?;
+        let history = Box::pin(self.history(&loaded.conversation)).await.map_err(|error| away(&error))?;
         // Somebody wrote between the two readings: an agent, or, when this process was paused meanwhile, the partition's new
         // owner this very turn. A model that was asked now would be shown its own answer as history.
         if history.last().is_some_and(|message| message.ordinal > loaded.conversation.message_count) {
@@ -95,8 +95,10 @@ impl Turns {
         let span =
             tracing::info_span!("invoke_agent", otel.name = format!("invoke_agent {name}"), otel.kind = "internal");
         let started = std::time::Instant::now();
-        let reply = ask(responder, &context, &request, &task.interruption);
-        let reply = run.during(self.typing.during(&settings.bot, &envelope.key, reply)).instrument(span).await;
+        // Each on the heap: what wraps a future is else as large as that future several times over.
+        let reply = Box::pin(ask(responder, &context, &request, &task.interruption));
+        let reply = Box::pin(self.typing.during(&settings.bot, &envelope.key, reply));
+        let reply = run.during(reply).instrument(span).await;
         *responder_time = started.elapsed();
         let reply = reply.map_err(Box::new)?;
         let steps = context.journal.written().await;
@@ -149,7 +151,6 @@ async fn ask(
     let failure = |reason, error: String, user_message| Failure { reason, error, user_message };
     let answer = async {
         if responder.keeps_messages() {
-            // Apart from the rest of the attempt in memory: it is soon over.
             Box::pin(context.journal.hold_members()).await?;
         }
         responder.respond(context, request).await
@@ -165,7 +166,6 @@ async fn ask(
             true => answer.await,
             false => {
                 drop(answer);
-                // The same: few are interrupted.
                 return Err(Box::pin(interrupted(context)).await);
             }
         },
