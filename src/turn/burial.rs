@@ -15,7 +15,7 @@ use super::verdict::{Step, away};
 use crate::message::{Channel, ConversationKey, ConversationStatus, Peer, ReplyMessage, TerminalState};
 use crate::responder::journal::{MAX_PAUSE, patience};
 use crate::scheduler::{Failure, Task};
-use crate::store::{Committed, StoreError, TurnCommit};
+use crate::store::{Committed, JournalEntry, StoreError, TurnCommit};
 use crate::stream::{DeadLetter, StreamMessage};
 use crate::telemetry::{chain, metric};
 
@@ -45,14 +45,7 @@ impl Turns {
         };
         // What its tools did stays known, though nothing of it is in the history.
         let journal = burst.as_ref().map_or(turn_id, Burst::first_turn_id);
-        let steps = match self.store.journal(journal).await {
-            // What cannot be read cannot be kept either, and stays where it is; the lane must go on.
-            Err(error) if !error.is_transient() => {
-                tracing::warn!(turn_id = %journal, error = %chain(&error), "the steps of a turn that is given up cannot be read");
-                Vec::new()
-            }
-            steps => steps.map_err(|error| away(&error))?,
-        };
+        let steps = self.readable_steps(journal).await?;
         let bot = self.bots.get(&*key.bot).map(|settings| &settings.bot);
         TurnRecord::of(&steps, || Value::Null, bot).keep_in(&mut commit, journal);
         if let Some(text) = self.notice(&key, failure) {
@@ -73,6 +66,18 @@ impl Turns {
             }
         }
         Ok(receipts)
+    }
+
+    /// The steps of a turn that is given up. What cannot be read cannot be kept either, and stays where it is: the lane must
+    /// go on.
+    async fn readable_steps(&self, journal: Uuid) -> Step<Vec<JournalEntry>> {
+        match self.store.journal(journal).await {
+            Err(error) if !error.is_transient() => {
+                tracing::warn!(turn_id = %journal, error = %chain(&error), "the steps of a turn that is given up cannot be read");
+                Ok(Vec::new())
+            }
+            steps => steps.map_err(|error| away(&error)),
+        }
     }
 
     /// The id of a ledger row: a new one when the message is unreadable, or its id that of another message's row, as of one

@@ -15,7 +15,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -287,6 +287,18 @@ impl Telegram {
     /// One try of one update, around the queues.
     pub(crate) async fn post(&self, update: &Value) -> Option<StatusCode> {
         self.inbound.post(update).await
+    }
+
+    /// Posts more messages that nobody answers, each of a chat of its own, than a consumer of the stream is given at once: what
+    /// was sent before comes apart from what is sent after.
+    pub(crate) async fn post_gap(&self) {
+        const CHATS: std::ops::Range<i64> = 100_000..100_300;
+        let posts = CHATS.map(|chat| {
+            let mut update = self.update(chat, "");
+            update["message"].as_object_mut().unwrap().remove("text");
+            async move { assert_eq!(self.post(&update).await, Some(StatusCode::OK)) }
+        });
+        stream::iter(posts).buffer_unordered(16).collect::<()>().await;
     }
 
     /// Returns when the webhook has taken every update handed over so far.

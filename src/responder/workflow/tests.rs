@@ -218,6 +218,26 @@ fn a_walk_without_end_is_cut_and_goes_on() {
     assert_eq!(turn(&workflow, &metadata, &message).1.node, "c14");
 }
 
+/// What was answered takes the place of an object, and what the responder makes of it is an object again: nothing of the first is
+/// left.
+#[test]
+fn changes_of_one_key_in_one_turn_are_those_of_each_after_the_other() {
+    let text = Template::parse("?", None).expect("the source is right");
+    let ask = Ask { text, save_as: "a".to_owned(), next: "respond".to_owned(), check: None };
+    let respond = Node::Respond { say: Say::Responder { prompt: None }, next: "ask".to_owned() };
+    let nodes = BTreeMap::from([("ask".to_owned(), Node::Ask(ask)), ("respond".to_owned(), respond)]);
+    let workflow = Workflow { name: "w".to_owned(), version: 1, start: "ask".to_owned(), fallback: None, nodes };
+    let place = Place { workflow: "w".to_owned(), version: 1, node: "ask".to_owned(), asked: 1 };
+    let object = |value: Value| value.as_object().cloned().unwrap_or_default();
+    let before = object(json!({ STATE_KEY: place, "a": { "old": 1, "d": { "e": 2 } }, "b": 3 }));
+    let patch = Some(object(json!({ "a": { "d": { "f": 4 } } })));
+    let message = Message { text: "said".to_owned(), payload: None, patch, waits: false };
+    let (_, _, asked, changes, _) = turn(&workflow, &before, &message);
+    let mut after = before.clone();
+    merge_patch(&mut after, &changes);
+    assert_eq!((asked, &after["a"], &after["b"]), (1, &json!({ "d": { "f": 4 } }), &json!(3)));
+}
+
 #[test]
 fn what_tests_mean() {
     let metadata = json!({
