@@ -146,15 +146,7 @@ macro_rules! words {
 pub(crate) use words;
 
 words!(Channel, "channel", Telegram = "telegram", Messenger = "messenger", Web = "web", Http = "http");
-words!(
-    Platform,
-    "platform",
-    Telegram = "telegram",
-    Messenger = "messenger",
-    Web = "web",
-    Api = "api",
-    Http = "http",
-);
+words!(Platform, "platform", Telegram = "telegram", Messenger = "messenger", Web = "web", Api = "api", Http = "http",);
 words!(Role, "role", User = "user", Assistant = "assistant", Tool = "tool", System = "system");
 words!(Author, "author", User = "user", Bot = "bot", Agent = "agent", Import = "import");
 words!(ConversationStatus, "conversation status", Bot = "bot", Human = "human", Closed = "closed");

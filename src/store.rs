@@ -39,7 +39,7 @@ pub use error::StoreError;
 pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
 pub(crate) use merge::merge_patch;
 pub use operator::{OperatorAction, OperatorVerb, Recorded};
-pub use outcomes::{AddressedDelivery, DeliveryTotal, OutcomeFilter, Resolution};
+pub use outcomes::{AddressedDelivery, DELETED, DeliveryTotal, OutcomeFilter, Resolution};
 pub use records::*;
 
 /// The most rows that a page of a list holds.
@@ -596,12 +596,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`StoreError::Query`].
-    pub async fn resolve_delivery(
-        &self,
-        id: Uuid,
-        resolution: Resolution,
-        now: Timestamp,
-    ) -> Result<bool, StoreError> {
+    pub async fn resolve_delivery(&self, id: Uuid, resolution: Resolution, now: Timestamp) -> Result<bool, StoreError> {
         on!(self.resolve_delivery(id, resolution, now))
     }
 

@@ -81,7 +81,11 @@ async fn a_message_is_answered_once_and_the_callback_is_signed() {
     assert_eq!(shop.deployment.nats.last_sequence("turnwise_in").await, 0, "messages after nothing but refusals");
 
     assert_eq!(shop.post(SECRET, "msg_1", 0, &hello).await.0, 200);
-    assert_eq!(shop.post(NEXT_SECRET, "msg_1", 200, &hello).await.0, 200, "the same again, signed with the next secret");
+    assert_eq!(
+        shop.post(NEXT_SECRET, "msg_1", 200, &hello).await.0,
+        200,
+        "the same again, signed with the next secret"
+    );
     let event = json!({ "type": "conversation.archived", "data": { "conversation": "c1" } }).to_string();
     assert_eq!(shop.post(SECRET, "evt_1", 0, &event).await.0, 200, "an event of another type is kept");
     let rich = json!({
@@ -100,7 +104,8 @@ async fn a_message_is_answered_once_and_the_callback_is_signed() {
         assert_eq!(callback.body["type"], "reply.created");
         assert_eq!(callback.body["data"]["id"], callback.id);
     }
-    let mut seen: Vec<_> = callbacks.iter().map(|callback| (&callback.body["data"]["conversation"], callback.text())).collect();
+    let mut seen: Vec<_> =
+        callbacks.iter().map(|callback| (&callback.body["data"]["conversation"], callback.text())).collect();
     seen.sort_by_key(|(_, text)| text.len());
     assert_eq!(seen, [(&json!("c1"), "hello"), (&json!("7"), "look\n[photo]")]);
     let states = shop.deployment.ledger.turns_by_state().await;
@@ -153,14 +158,19 @@ async fn order_is_kept_across_failures_and_a_killed_process() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_that_is_gone_is_not_called_again() {
-    let shop = Shop::start(Backend::Sqlite, |_| ()).await;
-    shop.receiver.react(&[Reaction::Status(410)]);
+    let shop = Shop::start(Backend::Sqlite, |configuration| {
+        configuration.set("bots.shop", "callback_timeout", "\"300ms\"");
+    })
+    .await;
+    // One that does not answer in time is called again with the same, like any other failure.
+    shop.receiver.react(&[Reaction::Hang, Reaction::Status(410)]);
     shop.say("1").await;
-    shop.receiver.wait_for(1, PATIENCE).await;
+    let callbacks = shop.receiver.wait_for(2, PATIENCE).await;
+    assert_eq!(callbacks[0].id, callbacks[1].id);
     shop.deployment.settled(1, PATIENCE).await;
     shop.say("2").await;
     shop.deployment.settled(2, PATIENCE).await;
-    assert_eq!(shop.receiver.log().len(), 1, "callbacks");
+    assert_eq!(shop.receiver.log().len(), 2, "callbacks");
     let listed = shop.get("/v1/deliveries?bot=shop&status=failed").await;
     let errors: Vec<&Value> =
         listed["deliveries"].as_array().unwrap().iter().map(|delivery| &delivery["error"]).collect();

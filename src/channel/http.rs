@@ -62,7 +62,7 @@ fn message(data: &Object<'_>) -> Result<Reading, Refusal> {
     let conversation =
         data.id("conversation").ok_or_else(|| malformed("data.conversation", "must be an id of 1 to 128 bytes"))?;
     let sender = match (data.id("user"), data.object("user")) {
-        (Some(id), _) => Some(Sender { id: id, ..Sender::default() }),
+        (Some(id), _) => Some(Sender { id, ..Sender::default() }),
         (None, Some(user)) => Some(sender(&user).ok_or_else(|| malformed("data.user.id", "must be an id"))?),
         (None, None) => None,
     };
@@ -74,18 +74,13 @@ fn message(data: &Object<'_>) -> Result<Reading, Refusal> {
     }
     let attachments = attachments.into_iter().map(|one| Object::read(one).and_then(|one| attachment(&one)));
     let attachments: Option<Vec<Attachment>> = attachments.collect();
-    let attachments =
-        attachments.ok_or_else(|| malformed("data.attachments", "must have objects with a kind and a url or file_id"))?;
+    let attachments = attachments
+        .ok_or_else(|| malformed("data.attachments", "must have objects with a kind and a url or file_id"))?;
     if text.is_empty() && attachments.is_empty() {
         return Err(malformed("data.text", "must be a string that is not blank, unless there are attachments"));
     }
-    let message = InboundMessage {
-        text,
-        attachments,
-        payload,
-        platform_message_id: data.id("id"),
-        ..InboundMessage::default()
-    };
+    let message =
+        InboundMessage { text, attachments, payload, platform_message_id: data.id("id"), ..InboundMessage::default() };
     let peer = Peer::User(conversation);
     Ok(Reading { peer, sender, event: Event::Message(message), amendment: None })
 }

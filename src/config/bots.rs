@@ -10,7 +10,6 @@ use std::time::Duration;
 use super::expected::{
     Expected, NAME_ALPHABET, base_url, duration, flag, in_name_alphabet, is_name, name, origin, rate, text, whole, word,
 };
-use super::{http_bot, limits};
 use super::problem::{nearest, quoted};
 use super::reader::{Table, Value};
 use super::secret::{self, Secret};
@@ -18,6 +17,7 @@ use super::sections::TURNS;
 use super::{
     Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, SendLimits, TelegramBot, Updates, WebBot,
 };
+use super::{http_bot, limits};
 use crate::message::Channel;
 
 /// A name is a token of every subject; JetStream's subjects should stay below 256 bytes together with the peer's.
@@ -56,8 +56,12 @@ const API_KEYS_MAX: usize = 64;
 /// Each origin is compared with every browser's request.
 const ORIGINS_MAX: usize = 256;
 
-const CHANNELS: &[(&str, Channel)] =
-    &[("telegram", Channel::Telegram), ("messenger", Channel::Messenger), ("web", Channel::Web), ("http", Channel::Http)];
+const CHANNELS: &[(&str, Channel)] = &[
+    ("telegram", Channel::Telegram),
+    ("messenger", Channel::Messenger),
+    ("web", Channel::Web),
+    ("http", Channel::Http),
+];
 
 /// Every key that not all channels have, and the channels that have it.
 const CHANNEL_KEYS: &[(&str, &[Channel])] = &[
@@ -309,10 +313,20 @@ fn strangers(channel: Channel) -> Vec<(&'static str, String)> {
     let foreign = CHANNEL_KEYS.iter().filter(|(_, homes)| !homes.contains(&channel));
     foreign
         .map(|(key, homes)| {
-            let homes: Vec<&str> = homes.iter().map(|home| home.as_str()).collect();
-            (*key, format!("belongs to {} bots; this is a {channel} bot", homes.join(" and ")))
+            let article = if channel == Channel::Http { "an" } else { "a" };
+            (*key, format!("belongs to {} bots; this is {article} {channel} bot", joined(homes)))
         })
         .collect()
+}
+
+/// `telegram, messenger and http`.
+fn joined(channels: &[Channel]) -> String {
+    let names: Vec<&str> = channels.iter().map(|channel| channel.as_str()).collect();
+    match names.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, others)) => format!("{} and {last}", others.join(", ")),
+        None => String::new(),
+    }
 }
 
 /// Who a bot is on its platform. Two bots of one account would take each other's messages.

@@ -99,7 +99,7 @@ fn secrets(value: &Value<'_>) -> Option<Vec<Secret>> {
         value.problem(format!("lists {} secrets", secrets.len()), format!("write 1 to {SECRETS_MAX}"));
         return None;
     }
-    secrets.iter().map(|secret| secret.secret(&SIGNING_SECRET)).collect()
+    Some(secrets.iter().filter_map(|secret| secret.secret(&SIGNING_SECRET)).collect())
 }
 
 fn check_public(url: &str, value: &Value<'_>) {
@@ -174,7 +174,10 @@ mod tests {
                 assert_eq!(address.parse().map(is_public_address), Ok(expected), "{address}");
             }
         };
-        check(true, &["1.1.1.1", "93.184.215.14", "100.63.0.1", "172.32.0.1", "2606:4700:4700::1111", "::ffff:1.1.1.1"]);
+        check(
+            true,
+            &["1.1.1.1", "93.184.215.14", "100.63.0.1", "172.32.0.1", "2606:4700:4700::1111", "::ffff:1.1.1.1"],
+        );
         check(false, &["0.0.0.0", "10.1.2.3", "127.0.0.1", "127.9.9.9", "100.64.0.1", "169.254.169.254", "172.16.0.1"]);
         check(false, &["192.168.1.1", "192.0.2.1", "198.18.0.1", "203.0.113.9", "224.0.0.1", "255.255.255.255"]);
         check(false, &["::", "::1", "fe80::1", "fc00::1", "fd12::1", "ff02::1", "2001:db8::1", "64:ff9b:1::1"]);

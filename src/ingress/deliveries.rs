@@ -22,9 +22,7 @@ use super::openapi::{Operation, Routes, Security};
 use super::problem::Problem;
 use super::{Ingress, Shared, json as answer, not_taken, store_problem};
 use crate::message::{Channel, DeliveryStatus, Timestamp};
-use crate::store::{
-    AddressedDelivery, DeliveryTotal, OperatorAction, OperatorVerb, OutcomeFilter, Resolution,
-};
+use crate::store::{AddressedDelivery, DeliveryTotal, OperatorAction, OperatorVerb, OutcomeFilter, Resolution};
 
 /// The longest name and reason, in characters.
 const WORDS_CHARS_MAX: usize = 255;
@@ -246,7 +244,8 @@ impl Ingress {
     async fn visible_delivery(&self, access: &Access<'_>, id: Uuid) -> Result<AddressedDelivery, Problem> {
         let found = self.store.delivery(id).await.map_err(|error| store_problem(&error))?;
         let own = bots(access);
-        let is_visible = |found: &AddressedDelivery| own.as_ref().is_none_or(|own| own.iter().any(|bot| **bot == *found.key.bot));
+        let is_visible =
+            |found: &AddressedDelivery| own.as_ref().is_none_or(|own| own.iter().any(|bot| **bot == *found.key.bot));
         found.filter(is_visible).ok_or_else(|| Problem::field(404, "id", "there is no such delivery."))
     }
 
@@ -289,7 +288,8 @@ fn bots(access: &Access<'_>) -> Option<Vec<String>> {
 }
 
 fn status(word: &str) -> Result<DeliveryStatus, Problem> {
-    let status = word.parse().ok().filter(|status| matches!(status, DeliveryStatus::Failed | DeliveryStatus::Uncertain));
+    let status =
+        word.parse().ok().filter(|status| matches!(status, DeliveryStatus::Failed | DeliveryStatus::Uncertain));
     status.ok_or_else(|| Problem::field(422, "status", "must be \"failed\" or \"uncertain\"."))
 }
 

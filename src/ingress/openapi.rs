@@ -401,7 +401,9 @@ fn meaning(status: u16) -> &'static str {
         403 => "A browser's page of an origin that the bot does not list, or a wrong verify token.",
         404 => "There is no such thing, or it is not the caller's to see.",
         408 => "The body did not arrive in time.",
-        409 => "The conversation is closed, another one with the same person is open, or the delivery is not uncertain.",
+        409 => {
+            "The conversation is closed, another one with the same person is open, or the delivery is not uncertain."
+        }
         413 => "The body or the message is too large.",
         415 => "The body is of another media type, or compressed.",
         422 => "A field has a value that is not allowed, is missing or is not known; `errors` names it.",

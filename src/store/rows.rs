@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::merge::{storable, storable_json};
 use super::sending::Found;
 use super::{
-    Action, AddressedDelivery, Committed, Conversation, DeliveryCursor, DeliveryRow, DeliveryTotal, JournalEntry, NewMessage, PendingDelivery,
-    PendingPage, Position, StoreError, StoredMessage, Turn, TurnContextRow,
+    Action, AddressedDelivery, Committed, Conversation, DeliveryCursor, DeliveryRow, DeliveryTotal, JournalEntry,
+    NewMessage, PendingDelivery, PendingPage, Position, StoreError, StoredMessage, Turn, TurnContextRow,
 };
 use crate::message::{ConversationKey, OutboundPart, Peer, Timestamp};
 

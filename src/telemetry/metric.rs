@@ -320,7 +320,10 @@ const GAUGES: &[(&str, &str)] = &[
     (PARTITION_OWNED, "1 for a partition that this process works on, 0 for another."),
     (EVENT_STREAMS, "Callers that are being sent the events of a turn by this process."),
     (TOOL_SERVER_UP, "1 while there is a session with an MCP server, 0 while there is none."),
-    (BOT_SHUT_OUT, "1 for a bot from which its platform takes nothing: a void token, a restricted page, a receiver that is gone."),
+    (
+        BOT_SHUT_OUT,
+        "1 for a bot from which its platform takes nothing: a void token, a restricted page, a receiver that is gone.",
+    ),
     (MEMBERS, "Processes that share the work on a stream, as this process sees it."),
 ];
 

@@ -11,7 +11,7 @@ use super::burst::Burst;
 use super::compose::frame;
 use super::{Loaded, Open, Step, Turns, away};
 use crate::message::{
-    Amendment, Author, Channel, ConversationKey, ConversationStatus, Control, Envelope, Role, TerminalState, Timestamp,
+    Amendment, Author, Channel, Control, ConversationKey, ConversationStatus, Envelope, Role, TerminalState, Timestamp,
 };
 use crate::scheduler::Task;
 use crate::store::{Committed, ConversationPatch, NewMessage, SendResult, TurnCommit};
@@ -87,8 +87,7 @@ impl Turns {
         let row = self.store.load_turn(&envelope.key, &envelope.dedupe_id).await.map_err(|error| away(&error))?;
         let Some(conversation) = row.conversation else { return Ok(()) };
         for Amendment { platform_message_id, replacement } in amendments {
-            let amended =
-                self.store.amend_message(conversation.id, platform_message_id, replacement.as_ref()).await;
+            let amended = self.store.amend_message(conversation.id, platform_message_id, replacement.as_ref()).await;
             if amended.map_err(|error| away(&error))? {
                 self.cache.invalidate(conversation.id).await;
             }

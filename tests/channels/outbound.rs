@@ -240,7 +240,8 @@ fn messenger_answers() {
     }
     let (body, error) = refusal("10_2018065");
     check(400, None, &body, failed(&format!("outside_window: {error}"), false));
-    let of = |code: u32, subcode: u32| format!(r#"{{"error":{{"code":{code},"error_subcode":{subcode},"message":"x"}}}}"#);
+    let of =
+        |code: u32, subcode: u32| format!(r#"{{"error":{{"code":{code},"error_subcode":{subcode},"message":"x"}}}}"#);
     check(400, None, of(10, 2_018_278).as_bytes(), failed("outside_window: 10/2018278: x", false));
     check(400, None, of(10, 2_018_300).as_bytes(), Answer::TakenOver { error: "10/2018300: x".to_owned() });
     check(400, None, of(10, 1_893_063).as_bytes(), Answer::Closed { error: "10/1893063: x".to_owned() });

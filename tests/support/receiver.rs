@@ -70,8 +70,7 @@ pub(crate) struct Receiver {
 impl Receiver {
     pub(crate) async fn start() -> Self {
         let shared = Arc::new(Shared::default());
-        let router =
-            axum::Router::new().route("/replies", axum::routing::post(take)).with_state(Arc::clone(&shared));
+        let router = axum::Router::new().route("/replies", axum::routing::post(take)).with_state(Arc::clone(&shared));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut server = JoinSet::new();

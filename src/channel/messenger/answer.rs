@@ -51,7 +51,7 @@ fn refused(status: u16, retry_after: Option<Duration>, error: &Object<'_>) -> An
             Answer::Failed { error: text, unreachable: true }
         }
         (10, 2_018_278 | 2_018_065 | 2_534_022) => {
-            Answer::Failed { error: format!("{}: {text}", super::OUTSIDE_WINDOW), unreachable: false }
+            Answer::Failed { error: error_line(&format!("{}: {text}", super::OUTSIDE_WINDOW)), unreachable: false }
         }
         (10, 2_018_300) => Answer::TakenOver { error: text },
         // The token is void, the page restricted, the permission gone: nobody gets anything.

@@ -13,7 +13,10 @@ use crate::store::{
 };
 
 impl Sqlite {
-    pub(in crate::store) async fn delivery_totals(&self, bots: Option<&[String]>) -> Result<Vec<DeliveryTotal>, StoreError> {
+    pub(in crate::store) async fn delivery_totals(
+        &self,
+        bots: Option<&[String]>,
+    ) -> Result<Vec<DeliveryTotal>, StoreError> {
         // Two statements in one, because each half has an index of its own.
         const TOTAL: &str = "SELECT bot, status, count(*) AS count, min(created_at) AS created_at FROM deliveries \
                  WHERE status IN ('pending', 'sending') GROUP BY bot, status \
@@ -27,7 +30,10 @@ impl Sqlite {
         Ok(totals)
     }
 
-    pub(in crate::store) async fn outcomes(&self, filter: &OutcomeFilter) -> Result<Vec<AddressedDelivery>, StoreError> {
+    pub(in crate::store) async fn outcomes(
+        &self,
+        filter: &OutcomeFilter,
+    ) -> Result<Vec<AddressedDelivery>, StoreError> {
         const LIST: &str = concat!(
             "SELECT ",
             delivery_columns!(),
@@ -52,15 +58,21 @@ impl Sqlite {
     }
 
     pub(in crate::store) async fn delivery(&self, id: Uuid) -> Result<Option<AddressedDelivery>, StoreError> {
-        const FIND: &str =
-            concat!("SELECT ", delivery_columns!(), ", channel, bot, peer, conversation_id FROM deliveries WHERE id = $1");
+        const FIND: &str = concat!(
+            "SELECT ",
+            delivery_columns!(),
+            ", channel, bot, peer, conversation_id FROM deliveries WHERE id = $1"
+        );
         let found = sqlx::query(FIND).bind(id.hyphenated()).fetch_optional(&self.readers).await;
         found.map_err(refused("look up a delivery"))?.as_ref().map(rows::addressed).transpose()
     }
 
     pub(in crate::store) async fn pending_delivery(&self, id: Uuid) -> Result<Option<PendingDelivery>, StoreError> {
-        const FIND: &str =
-            concat!("SELECT ", pending_columns!(), " FROM deliveries WHERE id = $1 AND status IN ('pending', 'sending')");
+        const FIND: &str = concat!(
+            "SELECT ",
+            pending_columns!(),
+            " FROM deliveries WHERE id = $1 AND status IN ('pending', 'sending')"
+        );
         let found = sqlx::query(FIND).bind(id.hyphenated()).fetch_optional(&self.readers).await;
         found.map_err(refused("look up a delivery"))?.as_ref().map(rows::pending).transpose()
     }
@@ -115,7 +127,10 @@ impl Sqlite {
             .await
             .map_err(&refused)?;
         if amended.rows_affected() > 0 {
-            let shown = sqlx::query(SHOW).bind(conversation_id.hyphenated()).bind(platform_message_id).bind(merge::excerpt(text));
+            let shown = sqlx::query(SHOW)
+                .bind(conversation_id.hyphenated())
+                .bind(platform_message_id)
+                .bind(merge::excerpt(text));
             shown.execute(&mut *transaction).await.map_err(&refused)?;
         }
         transaction.commit().await.map_err(&refused)?;
