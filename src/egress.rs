@@ -188,7 +188,10 @@ impl Egress {
         };
         match self.hindrance(bot, &part).await {
             Ok(None) => {}
-            Ok(Some(error)) => return self.conclude(task, id, Answer::Failed { error, unreachable: false }).await,
+            Ok(Some(error)) => {
+                tracing::warn!(delivery_id = %id, error, "a reply must not leave");
+                return self.settle(task, id, SendResult::Failed { error }).await;
+            }
             Err(error) => {
                 let recorded = self.settle(task, id, SendResult::NotSent { error: chain(&error) }).await;
                 return again(recorded, Verdict::Wait { cause: chain(&error), after: None });
@@ -307,7 +310,7 @@ impl Egress {
         }
         self.note(bot, &answer);
         if let Some(pause) = pause {
-            tracing::warn!(
+            tracing::info!(
                 bot = bot.name,
                 pause_ms = pause.as_millis(),
                 "a limit of the platform is near, slowing down"

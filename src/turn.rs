@@ -176,6 +176,7 @@ impl Turns {
                 return self.withdraw(&task.only(deleted)).await;
             }
         }
+        self.confirm_arrived(&burst).await?;
         self.amend_stored(&burst).await?;
         if let Event::Ignored { kind, reason } = &envelope.event {
             let reason = burst::ignored(kind, reason);
