@@ -209,6 +209,22 @@ pub fn classify(channel: Channel, status: u16, retry_after: Option<Duration>, bo
     }
 }
 
+/// The headers in which the channel's platform says how much of its limits is used.
+#[must_use]
+pub const fn usage_headers(channel: Channel) -> &'static [&'static str] {
+    match channel {
+        Channel::Messenger => &messenger::answer::USAGE_HEADERS,
+        Channel::Telegram | Channel::Web | Channel::Http => &[],
+    }
+}
+
+/// How long a bot shall be silent so that none of those limits is reached, by the values of [`usage_headers`] that came;
+/// `None` while there is enough left.
+#[must_use]
+pub fn usage_pause<'a>(values: impl Iterator<Item = &'a [u8]>) -> Option<Duration> {
+    messenger::answer::pause(values)
+}
+
 /// The meaning of an answer that is not the platform's own JSON: a proxy spoke, or the body was cut. A refusal (4xx) was
 /// passed nowhere; of a success, a timeout or a gateway's error nobody can tell what the platform behind it did.
 fn unreadable(status: u16, retry_after: Option<Duration>) -> Answer {

@@ -16,18 +16,19 @@ use uuid::Uuid;
 
 use self::closures::Closures;
 use self::governor::{Ended, Governor, Permission};
-use crate::channel::{self, Answer, Call, OUTSIDE_WINDOW};
+use self::hindrance::{DISABLED, TAKEN_OVER};
+use crate::channel::{self, Answer, Call};
 use crate::config::{Bot, BotChannel, OnUncertain};
-use crate::message::{Channel, ConversationKey, ConversationStatus, OutboundPart, Timestamp};
+use crate::message::{Channel, ConversationKey, OutboundPart, Timestamp};
 use crate::platform::{Called, Platforms};
 use crate::scheduler::{Failure, Task, Verdict, Work};
 use crate::store::{SendResult, SendStart, Settled, Store, StoreError};
 use crate::stream::{Publisher, StreamMessage};
 use crate::telemetry::{self, Wait, chain, json_fault, metric};
-use crate::turn;
 
 mod closures;
 pub mod governor;
+mod hindrance;
 
 /// A call without an answer after this time is uncertain. Both platforms answer within a second or two.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,9 +36,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// After a beginning that took longer than this it is asked again who owns the partition: a third of the time after which
 /// another process may have taken over.
 const STALE_AFTER: Duration = Duration::from_millis(600);
-
-/// What the error of a delivery begins with whose bot is shut out.
-const DISABLED: &str = "disabled";
 
 /// Sends the parts of a deployment's bots.
 #[derive(Debug)]
@@ -190,7 +188,10 @@ impl Egress {
         };
         match self.hindrance(bot, &part).await {
             Ok(None) => {}
-            Ok(Some(error)) => return self.conclude(task, id, Answer::Failed { error, unreachable: false }).await,
+            Ok(Some(error)) => {
+                tracing::warn!(delivery_id = %id, error, "a reply must not leave");
+                return self.settle(task, id, SendResult::Failed { error }).await;
+            }
             Err(error) => {
                 let recorded = self.settle(task, id, SendResult::NotSent { error: chain(&error) }).await;
                 return again(recorded, Verdict::Wait { cause: chain(&error), after: None });
@@ -230,65 +231,15 @@ impl Egress {
             }
             Answer::TakenOver { error } => {
                 tracing::warn!(delivery_id = %id, error, "another application has the conversation");
-                self.silence(task).await;
-                self.settle(task, id, SendResult::Failed { error: format!("taken_over: {error}") }).await
+                if let Ok(part) = serde_json::from_slice::<OutboundPart>(&task.message().payload) {
+                    self.silence(&part).await;
+                }
+                self.settle(task, id, SendResult::Failed { error: format!("{TAKEN_OVER}: {error}") }).await
             }
             Answer::Closed { error } => {
                 self.settle(task, id, SendResult::Failed { error: format!("{DISABLED}: {error}") }).await
             }
             Answer::Uncertain { error } => self.unclear(task, id, error).await,
-        }
-    }
-
-    /// Lets the bot be silent while another application has the conversation. Where that cannot be recorded, the next reply is
-    /// refused again.
-    async fn silence(&self, task: &Task) {
-        let part: Option<OutboundPart> = serde_json::from_slice(&task.message().payload).ok();
-        let Some((id, channel)) = part.and_then(|part| Some((part.conversation_id?, part.key.channel))) else { return };
-        let silenced = match self.store.conversation(id).await {
-            Ok(Some(conversation)) if conversation.status == ConversationStatus::Bot => {
-                self.store.patch_conversation(id, &turn::paused(channel), Timestamp::now()).await.map(drop)
-            }
-            found => found.map(drop),
-        };
-        if let Err(error) = silenced {
-            tracing::warn!(error = %chain(&error), "the bot could not be made silent");
-        }
-    }
-
-    /// Why a part must not be sent though its turn has come: its bot is shut out, or its person wrote too long ago.
-    ///
-    /// # Errors
-    /// When the database does not say.
-    async fn hindrance(&self, bot: &Bot, part: &OutboundPart) -> Result<Option<String>, StoreError> {
-        if let Some(error) = self.closures().refusal(&bot.name, tokio::time::Instant::now()) {
-            return Ok(Some(format!("{DISABLED}: {error}")));
-        }
-        let Some(window) = channel::window(part.key.channel) else { return Ok(None) };
-        let said_at = match part.conversation_id {
-            Some(conversation_id) => self.store.last_said_at(conversation_id).await?,
-            None => None,
-        };
-        let age = Timestamp::now().micros_since(said_at.unwrap_or(part.created_at));
-        let is_outside = u128::from(age) >= window.as_micros();
-        let hours = window.as_secs() / 3_600;
-        Ok(is_outside.then(|| format!("{OUTSIDE_WINDOW}: the person's last message is older than {hours} hours")))
-    }
-
-    /// Takes note of a bot that its platform shuts out, and of one that it does not any more.
-    fn note(&self, bot: &Bot, answer: &Answer) {
-        match answer {
-            Answer::Closed { error } => {
-                if self.closures().close(&bot.name, error, tokio::time::Instant::now()) {
-                    tracing::error!(bot = bot.name, error, "the platform takes nothing from this bot any more");
-                }
-                metric::bot_shut_out(&bot.name, true);
-            }
-            Answer::Sent { .. } if self.closures().open(&bot.name) => {
-                tracing::info!(bot = bot.name, "the platform takes this bot's messages again");
-                metric::bot_shut_out(&bot.name, false);
-            }
-            _ => {}
         }
     }
 
@@ -359,7 +310,7 @@ impl Egress {
         }
         self.note(bot, &answer);
         if let Some(pause) = pause {
-            tracing::warn!(
+            tracing::info!(
                 bot = bot.name,
                 pause_ms = pause.as_millis(),
                 "a limit of the platform is near, slowing down"

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::channel::messenger::answer;
 use crate::channel::{self, Answer, Call};
 use crate::config::{Bot, BotChannel, HttpBot};
 use crate::http::{self, guard};
@@ -82,14 +81,15 @@ impl Platforms {
             Err(error) => return Called::unanswered(without_answer(error)),
         };
         let status = response.status().as_u16();
-        let pause = match &bot.channel {
-            BotChannel::Messenger(_) => usage_pause(&response),
-            _ => None,
-        };
-        let retry_after = match &bot.channel {
-            BotChannel::Http(_) => http::retry_after(response.headers(), Timestamp::now().to_offset_date_time()),
-            _ => retry_after(&response),
-        };
+        if matches!(bot.channel, BotChannel::Http(_)) {
+            // The status says it all; what else there is may never end.
+            let retry_after = http::retry_after(response.headers(), Timestamp::now().to_offset_date_time());
+            let answer = channel::classify(bot.channel(), status, retry_after, &[]);
+            return Called { status: Some(status), answer, pause: None };
+        }
+        let retry_after = retry_after(&response);
+        let usage = channel::usage_headers(bot.channel()).iter().flat_map(|name| response.headers().get_all(*name));
+        let pause = channel::usage_pause(usage.map(reqwest::header::HeaderValue::as_bytes));
         let answer = match bounded_body(response, MAX_ANSWER_BYTES).await {
             Ok(body) => channel::classify(bot.channel(), status, retry_after, &without_secret(bot, body)),
             Err(error) => without_answer(error),
@@ -160,12 +160,6 @@ fn without_secret(bot: &Bot, body: Vec<u8>) -> Vec<u8> {
 fn retry_after(response: &reqwest::Response) -> Option<Duration> {
     let value = response.headers().get(reqwest::header::RETRY_AFTER)?;
     value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
-}
-
-/// How long Meta's figures of the page's usage say to be silent.
-fn usage_pause(response: &reqwest::Response) -> Option<Duration> {
-    let values = answer::USAGE_HEADERS.iter().flat_map(|name| response.headers().get_all(*name));
-    answer::pause(values.map(reqwest::header::HeaderValue::as_bytes))
 }
 
 async fn bounded_body(mut response: reqwest::Response, bytes_max: usize) -> Result<Vec<u8>, reqwest::Error> {

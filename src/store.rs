@@ -39,7 +39,7 @@ pub use error::StoreError;
 pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
 pub(crate) use merge::{join_patches, merge_patch};
 pub use operator::{OperatorAction, OperatorVerb, Recorded};
-pub use outcomes::{AddressedDelivery, DeliveryTotal, OutcomeFilter, Resolution};
+pub use outcomes::{AddressedDelivery, DELETED, DeliveryTotal, OutcomeFilter, Resolution};
 pub use records::*;
 
 /// The most rows that a page of a list holds.

@@ -175,6 +175,7 @@ impl Turns {
                 return Box::pin(self.withdraw(&task.only(deleted), &burst, &steps)).await;
             }
         }
+        Box::pin(self.confirm_arrived(&burst)).await?;
         Box::pin(self.amend_stored(&burst)).await?;
         if let Event::Ignored { kind, reason } = &envelope.event {
             let reason = burst::ignored(kind, reason);

@@ -283,7 +283,7 @@ async fn delivery_answers(api: &Api) {
         receiver::request(&url, secret, "msg_1", 0, body)
     };
     let message = receiver::message("c1", "hello").to_string();
-    api.receiver.react(&[receiver::Reaction::BreakOff]);
+    api.receiver.react(&[receiver::Reaction::Hang]);
     api.expect(200, "post", HTTP, send("kiosk", receiver::SECRET, &message)).await;
     api.expect(400, "post", HTTP, send("kiosk", receiver::SECRET, "{}")).await;
     api.expect(401, "post", HTTP, send("kiosk", receiver::NEXT_SECRET, &message)).await;
@@ -412,6 +412,7 @@ impl Api {
             configuration.set("bots.busy", "channel", "\"web\"").set("bots.busy", "responder", &quoted(RESPONDER));
             configuration.set("bots.busy", "rate_limit", "\"1/h\"");
             configuration.http_bot("kiosk", RESPONDER, &callback_url).set("bots.kiosk", "on_uncertain", "\"hold\"");
+            configuration.set("bots.kiosk", "callback_timeout", "\"200ms\"");
         })
         .await;
         let response = http_client().get(deployment.turnwise.url("/openapi.json")).send().await.unwrap();

@@ -51,6 +51,8 @@ mod groups;
 mod journal;
 #[path = "store/operator.rs"]
 mod operator;
+#[path = "store/outcomes.rs"]
+mod outcomes;
 
 on_both!(
     a_commit_writes_everything_and_only_once,

@@ -19,7 +19,7 @@ use crate::message::{
     Amendment, Attachment, Button, Control, Event, InboundMessage, OutboundPart, Peer, Platform, Replacement, Sender,
 };
 
-pub(crate) mod answer;
+pub(super) mod answer;
 mod control;
 
 /// The longest text of one message. Meta says 2000 characters; UTF-16 units never undercount.

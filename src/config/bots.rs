@@ -310,10 +310,20 @@ fn strangers(channel: Channel) -> Vec<(&'static str, String)> {
     let foreign = CHANNEL_KEYS.iter().filter(|(_, homes)| !homes.contains(&channel));
     foreign
         .map(|(key, homes)| {
-            let homes: Vec<&str> = homes.iter().map(|home| home.as_str()).collect();
-            (*key, format!("belongs to {} bots; this is a {channel} bot", homes.join(" and ")))
+            let article = if channel == Channel::Http { "an" } else { "a" };
+            (*key, format!("belongs to {} bots; this is {article} {channel} bot", joined(homes)))
         })
         .collect()
+}
+
+/// `telegram, messenger and http`.
+fn joined(channels: &[Channel]) -> String {
+    let names: Vec<&str> = channels.iter().map(|channel| channel.as_str()).collect();
+    match names.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, others)) => format!("{} and {last}", others.join(", ")),
+        None => String::new(),
+    }
 }
 
 /// Who a bot is on its platform. Two bots of one account would take each other's messages.

@@ -99,7 +99,7 @@ fn secrets(value: &Value<'_>) -> Option<Vec<Secret>> {
         value.problem(format!("lists {} secrets", secrets.len()), format!("write 1 to {SECRETS_MAX}"));
         return None;
     }
-    secrets.iter().map(|secret| secret.secret(&SIGNING_SECRET)).collect()
+    Some(secrets.iter().filter_map(|secret| secret.secret(&SIGNING_SECRET)).collect())
 }
 
 fn check_public(url: &str, value: &Value<'_>) {

@@ -55,7 +55,7 @@ pub(super) fn routes() -> Routes {
             Operation::new("httpEvent", "An event of any other platform, as docs/http-channel.md has it.")
                 .details("The same `webhook-id` stands for the same event.")
                 .security(Security::WebhookSignature)
-                .header("webhook-id", "Unique per event, and the same whenever it is sent again; without dots.")
+                .header("webhook-id", "Unique per event, and the same whenever it is sent again.")
                 .header("webhook-timestamp", "Seconds since 1970-01-01T00:00:00Z; at most five minutes away.")
                 .body::<Map<String, Value>>(body::JSON)
                 .answer::<Nothing>(200, "The event is kept.")

@@ -11,10 +11,10 @@ use uuid::Uuid;
 
 use crate::config::{Bot, Burst};
 use crate::message::{
-    Author, Channel, ConversationKey, Envelope, Event, InboundMessage, OutboundPart, Peer, Role, TerminalState,
-    Timestamp,
+    Author, Channel, Control, ConversationKey, Envelope, Event, InboundMessage, OutboundPart, Peer, Role,
+    TerminalState, Timestamp,
 };
-use crate::store::{MergedMessage, NewConversation, NewMessage, Ownership, Position, TurnCommit, TurnTimings};
+use crate::store::{DELETED, MergedMessage, NewConversation, NewMessage, Ownership, Position, TurnCommit, TurnTimings};
 use crate::stream::{Letter, StreamMessage};
 use crate::turn;
 
@@ -87,11 +87,12 @@ pub(super) fn lane(messages: Vec<StreamMessage>, evidence: &Evidence<'_>) -> Der
     let count = messages.len();
     let mut ids = HashSet::new();
     let mut turn_ids = HashSet::new();
-    let found: Vec<Found> = messages
+    let mut found: Vec<Found> = messages
         .into_iter()
         .filter(|message| ids.insert(message.message_id.clone()))
         .map(|message| Found::read(message, &mut turn_ids))
         .collect();
+    amend(&mut found);
     let outcomes: Vec<Outcome<'_>> = found.iter().map(|found| evidence.outcome(found, &ids)).collect();
     let proofs = found.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_proof());
     let until = proofs.map(|(found, _)| found.message.sequence).max().unwrap_or(0).max(evidence.floor);
@@ -106,6 +107,31 @@ pub(super) fn lane(messages: Vec<StreamMessage>, evidence: &Evidence<'_>) -> Der
     }
     lane.end_waiting(0);
     lane.derived
+}
+
+/// Makes of what was said what its senders made of it later: nothing that was deleted comes back.
+fn amend(found: &mut [Found]) {
+    for index in 0..found.len() {
+        let (before, rest) = found.split_at_mut(index);
+        let amendment =
+            rest.first().and_then(|found| found.envelope.as_ref()).and_then(|found| found.amendment.as_ref());
+        let Some(amendment) = amendment else { continue };
+        let said = before.iter_mut().filter_map(|found| match &mut found.envelope.as_mut()?.event {
+            Event::Message(message) => Some(message),
+            Event::Agent { .. } | Event::Ignored { .. } => None,
+        });
+        for message in said.filter(|said| said.platform_message_id.as_ref() == Some(&amendment.platform_message_id)) {
+            match &amendment.replacement {
+                Some(replacement) => {
+                    message.text.clone_from(&replacement.text);
+                    if let Some(attachments) = &replacement.attachments {
+                        message.attachments.clone_from(attachments);
+                    }
+                }
+                None => (message.text, message.attachments) = (DELETED.to_owned(), Vec::new()),
+            }
+        }
+    }
 }
 
 impl Found {
@@ -277,6 +303,12 @@ impl<'a> Lane<'a, '_> {
         };
         let mut commit = self.frame(found, TerminalState::Ignored, &[]);
         commit.reason = Some(turn::ignored(kind, reason));
+        let control = found.envelope.as_ref().and_then(|envelope| envelope.control.as_ref());
+        if let (Some(Control::Said { text, attachments, .. }), Some(conversation)) = (control, self.current) {
+            let said = new_message(Uuid::now_v7(), Role::Assistant, Author::Agent, text.clone(), found.received_at());
+            commit.conversation_id = Some(conversation);
+            commit.messages.push(NewMessage { attachments: attachments.clone(), ..said });
+        }
         self.push(commit);
     }
 

@@ -63,7 +63,7 @@ impl Resolution {
 }
 
 /// What is left of a message whose sender deleted it.
-pub(super) const DELETED: &str = "[deleted]";
+pub const DELETED: &str = "[deleted]";
 
 /// An edit or a deletion reaches so many of a conversation's newest messages; platforms allow neither for long.
 pub(super) const AMENDED_WITHIN: i64 = 1_000;

@@ -12,7 +12,9 @@ use uuid::Uuid;
 
 use super::verdict::decode;
 use crate::config::{self, Bot};
-use crate::message::{Amendment, Channel, Envelope, Event, InboundMessage, SCHEMA_VERSION, TerminalState, Timestamp};
+use crate::message::{
+    Amendment, Channel, Control, Envelope, Event, InboundMessage, SCHEMA_VERSION, TerminalState, Timestamp,
+};
 use crate::responder::journal::MEMBERS_STEP;
 use crate::responder::{NewUserMessage, Responder};
 use crate::scheduler::bursts::Label;
@@ -34,7 +36,7 @@ struct Glance {
     #[serde(default)]
     amendment: Option<GlancedAmendment>,
     #[serde(default)]
-    control: Option<IgnoredAny>,
+    control: Option<GlancedControl>,
 }
 
 #[derive(Deserialize)]
@@ -49,6 +51,11 @@ struct GlancedEvent {
 }
 
 #[derive(Deserialize)]
+struct GlancedControl {
+    r#type: String,
+}
+
+#[derive(Deserialize)]
 struct GlancedAmendment {
     platform_message_id: Arc<str>,
 }
@@ -60,8 +67,8 @@ pub(super) fn label(message: &StreamMessage) -> Label {
     let Some(Glance { event, amendment, control }) = glance else { return Label::Opaque };
     match (event.r#type.as_str(), amendment) {
         ("ignored", Some(amendment)) => Label::Amends { id: amendment.platform_message_id },
-        // It changes something between two turns.
-        ("ignored", None) if control.is_some() => Label::Opaque,
+        // Who answers changes between two turns; that a reply has arrived changes nothing for them.
+        ("ignored", None) if control.is_some_and(|control| control.r#type != "arrived") => Label::Opaque,
         ("ignored", None) => Label::Aside,
         ("message", _) if event.payload.is_some() => Label::Pressed,
         ("message", _) => Label::Said { album: event.album_id, id: event.platform_message_id },
@@ -131,6 +138,17 @@ impl<'a> Burst<'a> {
     /// What became of messages that are none of these: they had their turns, or are yet to have them.
     pub(super) fn unmet(&self) -> impl Iterator<Item = &Amendment> {
         self.unmet.iter()
+    }
+
+    /// The deliveries that have arrived, and the ids that the platform gave them.
+    pub(super) fn arrived(&self) -> impl Iterator<Item = (Uuid, Option<&str>)> {
+        let envelopes = self.earlier.iter().map(|(_, envelope)| envelope).chain([&self.envelope]);
+        envelopes.filter_map(|envelope| match &envelope.control {
+            Some(Control::Arrived { delivery_id, platform_message_id }) => {
+                Some((*delivery_id, platform_message_id.as_deref()))
+            }
+            _ => None,
+        })
     }
 
     /// The messages that their senders took back before their turn, with the events that did so; none, or two at least.

@@ -11,7 +11,7 @@ use super::burst::Burst;
 use super::compose::frame;
 use super::{Loaded, Open, Step, Turns, away};
 use crate::message::{
-    Amendment, Author, Channel, Control, ConversationKey, ConversationStatus, Envelope, Role, TerminalState, Timestamp,
+    Amendment, Author, Channel, Control, ConversationStatus, Envelope, Role, TerminalState, Timestamp,
 };
 use crate::scheduler::Task;
 use crate::store::{Committed, ConversationPatch, NewMessage, SendResult, TurnCommit};
@@ -28,8 +28,7 @@ impl Turns {
         control: &Control,
         reason: String,
     ) -> Step<Vec<Committed>> {
-        if let Control::Arrived { delivery_id, platform_message_id } = control {
-            self.confirm(&envelope.key, *delivery_id, platform_message_id.clone()).await?;
+        if matches!(control, Control::Arrived { .. }) {
             return self.ignore(task, envelope, reason).await;
         }
         let loaded = match self.load(task, envelope).await? {
@@ -48,15 +47,18 @@ impl Turns {
         self.ignore(task, envelope, reason).await
     }
 
-    /// The platform shows a message that carries a delivery's id: it has arrived, whatever was known of it before.
-    async fn confirm(&self, key: &ConversationKey, id: Uuid, platform_message_id: Option<String>) -> Step<()> {
-        let found = self.store.delivery(id).await.map_err(|error| away(&error))?;
-        if found.is_none_or(|found| found.key != *key) {
-            tracing::debug!(delivery_id = %id, "an echo of no delivery of this conversation");
-            return Ok(());
+    /// The platform shows messages that carry deliveries' ids: they have arrived, whatever was known of them before.
+    pub(super) async fn confirm_arrived(&self, burst: &Burst<'_>) -> Step<()> {
+        for (id, platform_message_id) in burst.arrived() {
+            let found = self.store.delivery(id).await.map_err(|error| away(&error))?;
+            if found.is_none_or(|found| found.key != burst.envelope.key) {
+                tracing::debug!(delivery_id = %id, "an echo of no delivery of this conversation");
+                continue;
+            }
+            let sent = SendResult::Sent { platform_message_id: platform_message_id.map(str::to_owned) };
+            self.store.settle_send(id, &sent, Timestamp::now()).await.map_err(|error| away(&error))?;
         }
-        let sent = SendResult::Sent { platform_message_id };
-        self.store.settle_send(id, &sent, Timestamp::now()).await.map(drop).map_err(|error| away(&error))
+        Ok(())
     }
 
     /// The bot answers again, unless a person has the conversation.

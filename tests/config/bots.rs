@@ -141,7 +141,7 @@ limits = "none""#,
             "6 bots.b.limits.group.burst: 0 is out of range; write a whole number from 1 to 10000",
             "6 bots.b.limits.chats: unknown key; did you mean \"chat\"?",
             r#"12 bots.c.limits: "official" is not known; use "platform" or "none""#,
-            "16 bots.d.limits: belongs to telegram and messenger bots; this is a web bot; remove it",
+            "16 bots.d.limits: belongs to telegram, messenger and http bots; this is a web bot; remove it",
         ],
     );
     check(

@@ -50,7 +50,7 @@ typing = true"#,
             "5 bots.b.callback_url: leads into the own network; write a public address, or set allow_private = true",
             r#"6 bots.b.callback_timeout: "1m" is out of range; write a duration from 100ms to 30s, such as "20s""#,
             "7 bots.b.allow_private: is a string; write true or false",
-            "8 bots.b.typing: belongs to telegram and messenger bots; this is a http bot; remove it",
+            "8 bots.b.typing: belongs to telegram and messenger bots; this is an http bot; remove it",
         ],
     );
 }

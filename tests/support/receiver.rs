@@ -13,7 +13,6 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::stream;
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Value, json};
 use sha2::Sha256;
@@ -33,8 +32,6 @@ pub(crate) enum Reaction {
     Status(u16),
     /// 503 with `Retry-After`, in seconds.
     Overloaded(u32),
-    /// The connection ends before there is an answer.
-    BreakOff,
     /// No answer comes.
     Hang,
 }
@@ -148,10 +145,6 @@ async fn take(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes
         None => answer(204).body(Body::empty()),
         Some(Reaction::Status(status)) => answer(status).body(Body::empty()),
         Some(Reaction::Overloaded(seconds)) => answer(503).header("Retry-After", seconds).body(Body::empty()),
-        Some(Reaction::BreakOff) => {
-            let cut = stream::iter([Ok(Bytes::from_static(b"{")), Err(std::io::Error::other("cut"))]);
-            answer(200).header("Content-Length", 10).body(Body::from_stream(cut))
-        }
         Some(Reaction::Hang) => std::future::pending().await,
     }
     .unwrap()

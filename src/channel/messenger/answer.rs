@@ -12,7 +12,7 @@ use super::super::{Answer, RETRY_AFTER_MAX, Scope, error_line, retry, unreadable
 const RATE_LIMIT_PAUSE: Duration = Duration::from_secs(30);
 
 /// The headers that tell how much of a limit is used, in percent.
-pub(crate) const USAGE_HEADERS: [&str; 3] = ["x-app-usage", "x-page-usage", "x-business-use-case-usage"];
+pub(in crate::channel) const USAGE_HEADERS: [&str; 3] = ["x-app-usage", "x-page-usage", "x-business-use-case-usage"];
 
 /// From here on calls are spread out, so that the limit is not reached.
 const SLOW_FROM_PERCENT: f64 = 75.0;
@@ -51,7 +51,7 @@ fn refused(status: u16, retry_after: Option<Duration>, error: &Object<'_>) -> An
             Answer::Failed { error: text, unreachable: true }
         }
         (10, 2_018_278 | 2_018_065 | 2_534_022) => {
-            Answer::Failed { error: format!("{}: {text}", super::OUTSIDE_WINDOW), unreachable: false }
+            Answer::Failed { error: error_line(&format!("{}: {text}", super::OUTSIDE_WINDOW)), unreachable: false }
         }
         (10, 2_018_300) => Answer::TakenOver { error: text },
         // The token is void, the page restricted, the permission gone: nobody gets anything.
@@ -62,7 +62,7 @@ fn refused(status: u16, retry_after: Option<Duration>, error: &Object<'_>) -> An
 
 /// How long the page shall be silent so that no limit is reached: `None` while there is enough left. `values` are those of
 /// [`USAGE_HEADERS`] that came.
-pub(crate) fn pause<'a>(values: impl Iterator<Item = &'a [u8]>) -> Option<Duration> {
+pub(in crate::channel) fn pause<'a>(values: impl Iterator<Item = &'a [u8]>) -> Option<Duration> {
     values.filter_map(Object::read_bytes).filter_map(|usage| of_header(&usage)).max()
 }
 
