@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 mod bots;
+mod commands;
 mod duration;
 mod expected;
 mod limits;
@@ -24,6 +25,7 @@ mod settings;
 mod tools;
 mod workflows;
 
+pub use commands::BotCommand;
 pub use problem::{ConfigError, Problem, Problems};
 pub use secret::Secret;
 pub use settings::{

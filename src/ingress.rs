@@ -40,6 +40,7 @@ mod extract;
 mod headers;
 mod health;
 mod limit;
+mod moves;
 mod openapi;
 mod page;
 pub mod polling;

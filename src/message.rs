@@ -485,6 +485,34 @@ pub struct Replacement {
     pub attachments: Option<Vec<Attachment>>,
 }
 
+/// What an event tells of its chat, beside what anybody said in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Notice {
+    /// The platform gave the chat another id: a group became a supergroup.
+    Moved {
+        from: Peer,
+        to: Peer,
+    },
+    /// Nothing that is sent will arrive, for this reason, until the person writes again or says otherwise.
+    Unreachable {
+        reason: String,
+    },
+    Reachable,
+    /// Somebody's reactions to a message, as they are now.
+    Reaction {
+        platform_message_id: String,
+        sender: String,
+        reactions: Vec<String>,
+    },
+    /// The person wants no more of the answer that is being written.
+    Stop,
+    /// The person took messages back, also those that were answered.
+    Deleted {
+        platform_message_ids: Vec<String>,
+    },
+}
+
 /// One inbound event on its way through the stream.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Envelope {
@@ -507,6 +535,12 @@ pub struct Envelope {
     /// Beside an [`Event::Ignored`], which is how a version that knows nothing of amendments reads it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amendment: Option<Amendment>,
+    /// What it tells of its chat; beside an [`Event::Ignored`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notice: Option<Notice>,
+    /// The chat it came from, where that is filed under another one: after a group became a supergroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub came_from: Option<Peer>,
     /// The platform's own words, byte for byte, so that a later version can read what this one did not understand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw: Option<Box<RawValue>>,
@@ -553,5 +587,65 @@ pub struct OutboundPart {
     pub content: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub buttons: Vec<Button>,
+    /// How it looks and leaves, beside its text.
+    #[serde(default, skip_serializing_if = "Form::is_plain")]
+    pub form: Form,
     pub created_at: Timestamp,
+}
+
+/// What a part of a reply is beside its text.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Form {
+    /// The formatting of the text, for platforms that take it apart from the text.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub entities: Vec<Entity>,
+    /// The whole message as its author wrote it, with its first part, where formatting made another text of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The message that it answers, where several people talk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quote: Option<Quote>,
+}
+
+impl Form {
+    /// Nothing but the text.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The formatting of a piece of a text. Offset and length are UTF-16 units.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entity {
+    pub offset: u32,
+    pub length: u32,
+    #[serde(flatten)]
+    pub style: Style,
+}
+
+/// How a piece of a text looks, in Telegram's words (Bot API, "MessageEntity").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Style {
+    Bold,
+    Italic,
+    Strikethrough,
+    Code,
+    Pre {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        language: Option<String>,
+    },
+    TextLink {
+        url: String,
+    },
+    Blockquote,
+}
+
+/// A message that is answered, and the chat in which its id means it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quote {
+    pub chat: Peer,
+    pub platform_message_id: String,
 }

@@ -23,8 +23,8 @@ use self::trace::{process_span, record_waits};
 use self::typing::Typing;
 use crate::config::Bot;
 use crate::message::{
-    Channel, ConversationKey, ConversationStatus, Envelope, Event, Peer, ReplyMessage, SCHEMA_VERSION, TerminalState,
-    Timestamp,
+    Channel, ConversationKey, ConversationStatus, Envelope, Event, Notice, Peer, ReplyMessage, SCHEMA_VERSION,
+    TerminalState, Timestamp,
 };
 use crate::platform::Platforms;
 use crate::responder::history::{self, Budget, HistoryCache};
@@ -33,8 +33,8 @@ use crate::responder::{ConversationView, Reply, Responder, Responders, TurnConte
 use crate::scheduler::bursts::Label;
 use crate::scheduler::{Failure, Task, Verdict, Work};
 use crate::store::{
-    CommitOutcome, Committed, Conversation, JournalEntry, NewConversation, PendingDelivery, StepKind, Store,
-    StoreError, StoredMessage, TurnCommit,
+    CommitOutcome, Committed, Conversation, JournalEntry, NewConversation, NewFeedback, PendingDelivery, StepKind,
+    Store, StoreError, StoredMessage, TurnCommit,
 };
 use crate::stream::{DeadLetter, Publisher, StreamMessage};
 use crate::telemetry::{chain, json_fault, metric};
@@ -174,6 +174,9 @@ impl Turns {
                 return self.withdraw(&task.only(deleted)).await;
             }
         }
+        for (envelope, notice) in burst.notices() {
+            self.heed(envelope, notice).await.map_err(|error| away(&error))?;
+        }
         if let Event::Ignored { kind, reason } = &envelope.event {
             return self.ignore(task, envelope, burst::ignored(kind, reason)).await;
         }
@@ -201,7 +204,8 @@ impl Turns {
         let commit = compose(&burst, settings, &loaded, decided, *responder_time);
         let committed = self.commit(task, commit, Some(&loaded)).await?;
         if let Some(message_id) = burst.pressed_under().filter(|_| spent_buttons) {
-            buttons::take_away(&self.platforms, &settings.bot, &envelope.key.peer, message_id);
+            let under = envelope.came_from.as_ref().unwrap_or(&envelope.key.peer);
+            buttons::take_away(&self.platforms, &settings.bot, under, message_id);
         }
         Ok(committed)
     }
@@ -257,6 +261,7 @@ impl Turns {
         };
         let notice = ReplyMessage::text(settings.bot.reject_reply.clone());
         let conversation = row.conversation.map(|conversation| conversation.id);
+        commit.key.peer = row.filed_under.unwrap_or(commit.key.peer);
         commit.deliveries = parts(&commit, conversation, Uuid::now_v7(), &notice);
         self.commit(task, commit, None).await
     }
@@ -291,12 +296,18 @@ impl Turns {
             return Ok(Loaded::Settled(committed));
         }
         if let Some(conversation) = row.conversation {
+            if conversation.chat.unreachable.is_some() && matches!(envelope.event, Event::Message(_)) {
+                // Who writes can be written to.
+                let noted = self.store.note_reachability(&conversation.key, None, envelope.received_at).await;
+                noted.map_err(|error| away(&error))?;
+            }
             return Ok(Loaded::Open(Box::new(Open { conversation, new: None })));
         }
         if let Peer::Conversation(id) = envelope.key.peer {
             return Err(hopeless("no_such_conversation", format!("the conversation {id} does not exist")));
         }
-        let new = new_conversation(envelope);
+        let mut new = new_conversation(envelope);
+        new.key.peer = row.filed_under.unwrap_or(new.key.peer);
         Ok(Loaded::Open(Box::new(Open { conversation: unsaved(&new), new: Some(new) })))
     }
 
@@ -333,6 +344,7 @@ impl Turns {
             prompt: None,
         };
         let run = self.audience.begin(task, envelope);
+        let address = ConversationKey { peer: loaded.conversation.address().clone(), ..envelope.key.clone() };
         let context = TurnContext {
             turn_id: envelope.turn_id,
             attempt: task.attempt,
@@ -350,7 +362,7 @@ impl Turns {
             tracing::info_span!("invoke_agent", otel.name = format!("invoke_agent {name}"), otel.kind = "internal");
         let started = std::time::Instant::now();
         let reply = ask(responder.as_ref(), &context, &request, &task.interruption);
-        let reply = run.during(self.typing.during(&settings.bot, &envelope.key, reply)).instrument(span).await;
+        let reply = run.during(self.typing.during(&settings.bot, &address, reply)).instrument(span).await;
         *responder_time = started.elapsed();
         let reply = reply.map_err(Box::new)?;
         let steps = context.journal.written().await;
@@ -388,6 +400,38 @@ impl Turns {
                 self.publisher.turn_notice(envelope.turn_id).await;
                 Ok(committed)
             }
+        }
+    }
+
+    /// Makes what an event tells of its chat known, before the event is in the ledger: each of it can be done twice, and
+    /// what was learnt later stands.
+    async fn heed(&self, envelope: &Envelope, notice: &Notice) -> Result<(), StoreError> {
+        let (key, at) = (&envelope.key, envelope.received_at);
+        match notice {
+            Notice::Moved { from, to } => {
+                let from = ConversationKey { peer: from.clone(), ..key.clone() };
+                self.store.move_chat(&from, to, at).await
+            }
+            Notice::Unreachable { reason } => self.store.note_reachability(key, Some(reason), at).await,
+            Notice::Reachable => self.store.note_reachability(key, None, at).await,
+            Notice::Reaction { platform_message_id, sender, reactions } => {
+                let feedback = NewFeedback {
+                    key: key.clone(),
+                    platform_message_id: platform_message_id.clone(),
+                    sender: sender.clone(),
+                    reactions: reactions.clone(),
+                    received_at: at,
+                };
+                self.store.record_feedback(&feedback).await
+            }
+            Notice::Deleted { platform_message_ids } => {
+                for conversation in self.store.erase_messages(key, platform_message_ids).await? {
+                    self.cache.invalidate(conversation).await;
+                }
+                Ok(())
+            }
+            // It is the lane's affair: the turn that was running has ended.
+            Notice::Stop => Ok(()),
         }
     }
 
@@ -553,6 +597,7 @@ impl Turns {
         }
         if let Some(text) = self.notice(&key, failure) {
             let row = self.store.load_turn(&key, &task.message().message_id).await.map_err(|error| away(&error))?;
+            commit.key.peer = row.filed_under.unwrap_or(commit.key.peer);
             // Who has taken the conversation over speaks for the bot.
             if row.conversation.as_ref().is_none_or(|conversation| conversation.status == ConversationStatus::Bot) {
                 let conversation = row.conversation.map(|conversation| conversation.id);

@@ -177,6 +177,7 @@ fn read(event: &Object<'_>, standby: bool) -> (Reading, Option<String>) {
         peer: peer.unwrap_or(Peer::Bot),
         event: turn.map_or_else(|reason| super::ignored(kind, reason), Event::Message),
         amendment,
+        notice: None,
     };
     (reading, content.and_then(|content| content.text("mid")))
 }

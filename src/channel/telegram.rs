@@ -12,13 +12,18 @@ use subtle::ConstantTimeEq;
 
 use self::addressing::Me;
 use super::json::{self, Object};
-use super::{Answer, Call, Reading, Refusal, Scope, Stamp, Verified};
+use super::{Answer, Call, Piece, Reading, Refusal, Scope, Stamp, Verified};
 use crate::config::{Bot, Secret, TelegramBot};
 use crate::message::{Amendment, Button, Event, InboundMessage, OutboundPart, Peer, Platform, Replacement};
 
 mod addressing;
 mod content;
+mod markdown;
+mod notice;
+mod parts;
 pub mod polling;
+
+pub(super) use parts::parts;
 
 /// The longest text of one message, in UTF-16 units (Bot API, "sendMessage": 4096 characters).
 pub(super) const TEXT_UNITS_MAX: usize = 4096;
@@ -153,11 +158,13 @@ fn read(kind: &str, content: &Object<'_>, me: &Me<'_>) -> Reading {
         _ => Err(reason(kind)),
     };
     let amendment = if kind == "edited_message" && peer.is_some() { amendment(content) } else { None };
+    let notice = notice::notice(kind, content, peer.as_ref());
     Reading {
         peer: peer.unwrap_or(Peer::Bot),
         sender: content::sender(content),
         event: event.map_or_else(|reason| super::ignored(kind, reason), Event::Message),
         amendment,
+        notice,
     }
 }
 
@@ -203,7 +210,8 @@ fn message(message: &Object<'_>, private: bool, me: &Me<'_>) -> Result<InboundMe
     let (text, entities) = content::text(message);
     let attachments = content::attachments(message);
     if text.is_empty() && attachments.is_empty() {
-        return Err("service message");
+        let has_moved = ["migrate_to_chat_id", "migrate_from_chat_id"].into_iter().any(|name| message.has(name));
+        return Err(if has_moved { "chat moved" } else { "service message" });
     }
     if !private {
         addressing::addressed(message, &text, entities, me)?;
@@ -242,12 +250,25 @@ fn label(message: &Object<'_>, data: &str) -> Option<String> {
     pressed.next()?.text("text")
 }
 
-/// The `sendMessage` call for `part`, as plain text: nothing in it can be read as markup, so nothing can be refused as
-/// broken markup. `None` for peers that are no chat.
-pub(super) fn call(telegram: &TelegramBot, part: &OutboundPart) -> Option<Call> {
-    let mut body = addressed_to(&part.key.peer)?;
+/// The `sendMessage` call for `part`. Formatting goes as entities: nothing in the text can be read as markup, so nothing can
+/// be refused as broken markup. `None` for peers that are no chat.
+pub(super) fn call(telegram: &TelegramBot, part: &OutboundPart, without: &[Piece]) -> Option<Call> {
+    let peer = match &part.key.peer {
+        Peer::Topic { group, .. } if without.contains(&Piece::Topic) => &Peer::Group(group.clone()),
+        peer => peer,
+    };
+    let mut body = addressed_to(peer)?;
     body["text"] = json!(part.content);
-    body["link_preview_options"] = json!({ "is_disabled": true });
+    body["link_preview_options"] = json!({ "is_disabled": !telegram.link_previews });
+    if !part.form.entities.is_empty() && !without.contains(&Piece::Formatting) {
+        body["entities"] = json!(part.form.entities);
+    }
+    // A message's id means something in its own chat only.
+    let quote = part.form.quote.as_ref().filter(|quote| quote.chat == part.key.peer);
+    if let Some(quote) = quote.filter(|_| !without.contains(&Piece::Quote)) {
+        let message_id = number_if_possible(&quote.platform_message_id);
+        body["reply_parameters"] = json!({ "message_id": message_id, "allow_sending_without_reply": true });
+    }
     let keyboard = keyboard(&part.buttons);
     if !keyboard.is_empty() {
         body["reply_markup"] = json!({ "inline_keyboard": keyboard });
@@ -325,10 +346,32 @@ pub(super) fn classify(status: u16, retry_after: Option<Duration>, body: &[u8]) 
         }
         500.. => Answer::NotSent { error },
         403 => Answer::Failed { error, unreachable: true },
-        _ => {
-            let unreachable = parameter("migrate_to_chat_id").is_some() || names_a_lost_chat(&error);
-            Answer::Failed { error, unreachable }
-        }
+        _ => match (parameter("migrate_to_chat_id"), spoiled_by(&error)) {
+            (Some(chat), _) => Answer::Moved { to: Peer::Group(chat.to_string()), error },
+            (None, Some(by)) => Answer::Spoiled { by, error },
+            (None, None) => Answer::Failed { unreachable: names_a_lost_chat(&error), error },
+        },
+    }
+}
+
+/// Which piece of a message Telegram did not like: it says so by nothing but the wording.
+fn spoiled_by(description: &str) -> Option<Piece> {
+    let description = description.to_ascii_lowercase();
+    let says = |words: &[&str]| words.iter().any(|words| description.contains(words));
+    if says(&[
+        "can't parse entities",
+        "can't parse messageentity",
+        "entity_bounds_invalid",
+        "entity_",
+        "entities_too_long",
+    ]) {
+        Some(Piece::Formatting)
+    } else if says(&["message thread not found", "topic_closed", "topic_deleted"]) {
+        Some(Piece::Topic)
+    } else if says(&["message to be replied not found", "replied message not found", "reply_message_id_invalid"]) {
+        Some(Piece::Quote)
+    } else {
+        None
     }
 }
 

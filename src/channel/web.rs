@@ -51,6 +51,8 @@ pub fn accept(message: ChatMessage<'_>) -> Verified {
             ..InboundMessage::default()
         }),
         amendment: None,
+        notice: None,
+        came_from: None,
         raw: None,
     })
 }
@@ -69,6 +71,8 @@ pub fn accept_agent(conversation: &Conversation, turn_id: Uuid, text: &str, now:
         metadata: None,
         event: Event::Agent { text: json::without_nul(text) },
         amendment: None,
+        notice: None,
+        came_from: None,
         raw: None,
     })
 }

@@ -10,7 +10,6 @@ use std::time::Duration;
 use super::expected::{
     Expected, NAME_ALPHABET, base_url, duration, flag, in_name_alphabet, is_name, name, origin, rate, text, whole, word,
 };
-use super::limits;
 use super::problem::{nearest, quoted};
 use super::reader::{Table, Value};
 use super::secret::{self, Secret};
@@ -18,6 +17,7 @@ use super::sections::TURNS;
 use super::{
     Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, SendLimits, TelegramBot, Updates, WebBot,
 };
+use super::{commands, limits};
 use crate::message::Channel;
 
 /// A name is a token of every subject; JetStream's subjects should stay below 256 bytes together with the peer's.
@@ -67,6 +67,10 @@ const CHANNEL_KEYS: &[(&str, &[Channel])] = &[
     ("webhook_secret", &[Channel::Telegram]),
     ("updates", &[Channel::Telegram]),
     ("username", &[Channel::Telegram]),
+    ("commands", &[Channel::Telegram]),
+    ("link_previews", &[Channel::Telegram]),
+    ("channel_posts", &[Channel::Telegram]),
+    ("business", &[Channel::Telegram]),
     ("api_base", &[Channel::Telegram, Channel::Messenger]),
     ("app_secret", &[Channel::Messenger]),
     ("verify_token", &[Channel::Messenger]),
@@ -206,6 +210,10 @@ fn telegram(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<Te
     let webhook_secret = is_secret_needed.then(|| table.required_secret("webhook_secret", &secret::WEBHOOK_SECRET));
     let api_base = table.optional("api_base", &base_url(TelegramBot::DEFAULT_API_BASE));
     let username = table.optional("username", &username());
+    let commands = commands::read(table);
+    let allowed = |key| table.optional(key, &flag()).unwrap_or(false);
+    let (link_previews, channel_posts, business) =
+        (allowed("link_previews"), allowed("channel_posts"), allowed("business"));
 
     let token = token?;
     if let Some(value) = table.value("token") {
@@ -222,6 +230,10 @@ fn telegram(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<Te
         api_base: api_base.unwrap_or_else(|| TelegramBot::DEFAULT_API_BASE.to_owned()),
         updates,
         username,
+        commands,
+        link_previews,
+        channel_posts,
+        business,
     })
 }
 

@@ -8,6 +8,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::commands::BotCommand;
 use super::secret::Secret;
 use crate::message::Channel;
 
@@ -359,6 +360,14 @@ pub struct TelegramBot {
     pub updates: Updates,
     /// The bot's @name without the @, for groups: absent, only replies and text mentions address it there.
     pub username: Option<String>,
+    /// Beside those that every bot has.
+    pub commands: Vec<BotCommand>,
+    /// Whether links in replies show what is behind them.
+    pub link_previews: bool,
+    /// Whether posts in channels, of which the bot is an administrator, make turns.
+    pub channel_posts: bool,
+    /// Whether messages to business accounts that people have connected make turns.
+    pub business: bool,
 }
 
 impl TelegramBot {

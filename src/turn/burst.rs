@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::decode;
 use crate::config::{self, Bot};
-use crate::message::{Envelope, Event, InboundMessage, SCHEMA_VERSION, TerminalState, Timestamp};
+use crate::message::{Envelope, Event, InboundMessage, Notice, Peer, Quote, SCHEMA_VERSION, TerminalState, Timestamp};
 use crate::responder::NewUserMessage;
 use crate::responder::journal::MEMBERS_STEP;
 use crate::scheduler::bursts::Label;
@@ -186,6 +186,21 @@ impl<'a> Burst<'a> {
     pub(super) fn said(&self) -> impl Iterator<Item = (&Envelope, &InboundMessage)> {
         let envelopes = self.earlier.iter().map(|(_, envelope)| envelope).chain([&self.envelope]);
         envelopes.filter_map(|envelope| said(envelope).map(|message| (envelope, message)))
+    }
+
+    /// What its events tell of their chats, in order.
+    pub(super) fn notices(&self) -> impl Iterator<Item = (&Envelope, &Notice)> {
+        let envelopes = self.earlier.iter().map(|(_, envelope)| envelope).chain([&self.envelope]);
+        envelopes.filter_map(|envelope| envelope.notice.as_ref().map(|notice| (envelope, notice)))
+    }
+
+    /// The message that is answered, where several people talk and would not know which one it is.
+    pub(super) fn quote(&self) -> Option<Quote> {
+        let chat = self.envelope.came_from.as_ref().unwrap_or(&self.envelope.key.peer);
+        let is_group =
+            matches!(chat, Peer::Group(_)) || matches!(chat, Peer::Topic { group, .. } if group.starts_with('-'));
+        let id = said(&self.envelope)?.platform_message_id.as_ref().filter(|_| is_group)?;
+        Some(Quote { chat: chat.clone(), platform_message_id: id.clone() })
     }
 
     /// The message under which a button was pressed, when the turn is one of a press.

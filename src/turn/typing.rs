@@ -78,7 +78,7 @@ impl Typing {
                     tracing::debug!(bot = bot.name, error, "typing may not have been shown");
                     Duration::ZERO
                 }
-                Answer::Failed { error, .. } => {
+                Answer::Failed { error, .. } | Answer::Moved { error, .. } | Answer::Spoiled { error, .. } => {
                     tracing::debug!(bot = bot.name, error, "typing cannot be shown in this chat");
                     return std::future::pending().await;
                 }

@@ -35,6 +35,10 @@ fn telegram_bot() -> TelegramBot {
         api_base: "https://api.telegram.org".to_owned(),
         updates: Updates::Webhook,
         username: Some("DemoLLMBot".to_owned()),
+        commands: Vec::new(),
+        link_previews: false,
+        channel_posts: false,
+        business: false,
     }
 }
 

@@ -25,7 +25,7 @@ color = "red"
 responder = "ecko""#,
         &[
             r#"2 bots.support.channel: "telegran" is not known; use "telegram", "messenger" or "web""#,
-            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reject_reply, weight, max_turns, tokens_per_day, budget_reply, reply_in_flight, on_uncertain, failure_reply, typing, limits, token, webhook_secret, updates, username, api_base, app_secret, verify_token, page_token, page_id, api_version, api_keys, origins, conversation_ttl, rate_limit",
+            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reject_reply, weight, max_turns, tokens_per_day, budget_reply, reply_in_flight, on_uncertain, failure_reply, typing, limits, token, webhook_secret, updates, username, commands, link_previews, channel_posts, business, api_base, app_secret, verify_token, page_token, page_id, api_version, api_keys, origins, conversation_ttl, rate_limit",
             r#"5 bots.support.responder: there is no responder "ecko"; did you mean "echo"? Responders here: echo"#,
         ],
     );
