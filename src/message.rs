@@ -178,6 +178,8 @@ pub enum Peer {
     Group(String),
     /// A forum topic, which is a conversation of its own.
     Topic { group: String, topic: String },
+    /// One person who writes to somebody's business account, for which the bot answers.
+    Business { connection: String, user: String },
     /// A web or API conversation, by our own conversation id.
     Conversation(Uuid),
     /// Events of the bot as a whole, or of nobody we could name: kept, never answered.
@@ -190,6 +192,9 @@ impl fmt::Display for Peer {
             Self::User(id) => write!(formatter, "user-{}", escape(id)),
             Self::Group(id) => write!(formatter, "group-{}", escape(id)),
             Self::Topic { group, topic } => write!(formatter, "group-{}-topic-{}", escape(group), escape(topic)),
+            Self::Business { connection, user } => {
+                write!(formatter, "business-{}-user-{}", escape(connection), escape(user))
+            }
             Self::Conversation(id) => write!(formatter, "conv-{id}"),
             Self::Bot => formatter.write_str("bot"),
         }
@@ -199,7 +204,7 @@ impl fmt::Display for Peer {
 /// A subject or key that is not of the form this version writes.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "\"{0}\" is not a conversation key: expected <channel>.<bot>.<peer>, the peer as user-, group- or conv- and an id"
+    "\"{0}\" is not a conversation key: expected <channel>.<bot>.<peer>, the peer as user-, group-, business- or conv- and an id"
 )]
 pub struct MalformedKey(String);
 
@@ -217,6 +222,10 @@ impl FromStr for Peer {
         }
         if let Some(conversation) = token.strip_prefix("conv-") {
             return Uuid::parse_str(conversation).map(Self::Conversation).map_err(|_| malformed());
+        }
+        if let Some(business) = token.strip_prefix("business-") {
+            let (connection, user) = business.rsplit_once("-user-").ok_or_else(malformed)?;
+            return Ok(Self::Business { connection: id(connection)?, user: id(user)? });
         }
         let group = token.strip_prefix("group-").ok_or_else(malformed)?;
         match group.split_once("-topic-") {
@@ -450,6 +459,12 @@ pub struct InboundMessage {
     /// Platforms that deliver an album as several messages mark them with one id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub album_id: Option<String>,
+    /// The command that it begins with, without the slash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+    /// The platform's id of the query to answer, when somebody called the bot where it is no member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_query_id: Option<String>,
 }
 
 /// What an envelope is about.
@@ -606,6 +621,9 @@ pub struct Form {
     /// The message that it answers, where several people talk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quote: Option<Quote>,
+    /// It is the one answer to this query of somebody who called the bot where it is no member.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest_query_id: Option<String>,
 }
 
 impl Form {

@@ -44,6 +44,7 @@ pub(crate) use compose::new_conversation;
 
 mod burst;
 mod buttons;
+mod commands;
 mod compose;
 pub mod outbox;
 pub mod progress;
@@ -192,6 +193,9 @@ impl Turns {
         };
         span.record("gen_ai.conversation.id", tracing::field::display(loaded.conversation.id));
         let decided = match loaded.conversation.status {
+            ConversationStatus::Bot if let Some(decided) = commands::answer(&burst, &settings.bot, &loaded.conversation) => {
+                decided
+            }
             ConversationStatus::Bot if self.is_out_of_budget(&burst, &settings.bot).await? => {
                 metric::budget_refusal(&settings.bot.name);
                 Decided::out_of_budget(&settings.bot)
@@ -234,7 +238,7 @@ impl Turns {
         let envelope = &burst.envelope;
         let commit = TurnCommit {
             state: TerminalState::Ignored,
-            reason: Some(burst::withdrawal(&envelope.event)),
+            reason: Some(burst::withdrawal(envelope, false)),
             merged: burst.withdrawn(),
             ..frame(task, envelope.key.clone(), envelope.turn_id, envelope.received_at)
         };
@@ -331,6 +335,7 @@ impl Turns {
             let cause = "the conversation went on while it was read".to_owned();
             return Err(Box::new(Verdict::Wait { cause, after: Some(Duration::ZERO) }));
         }
+        let history = history::prune(commands::present(&history, &loaded.conversation.metadata), settings.budget);
         let request = TurnRequest {
             conversation: ConversationView {
                 id: loaded.conversation.id,
@@ -340,7 +345,7 @@ impl Turns {
                 metadata: std::mem::take(&mut loaded.conversation.metadata),
             },
             messages: burst.new_messages(),
-            history: history::prune(&history, settings.budget).into(),
+            history: history.into(),
             prompt: None,
         };
         let run = self.audience.begin(task, envelope);
@@ -602,6 +607,9 @@ impl Turns {
             if row.conversation.as_ref().is_none_or(|conversation| conversation.status == ConversationStatus::Bot) {
                 let conversation = row.conversation.map(|conversation| conversation.id);
                 commit.deliveries = parts(&commit, conversation, Uuid::now_v7(), &ReplyMessage::text(text));
+                if let Some(burst) = &burst {
+                    compose::for_guest(&mut commit.deliveries, burst);
+                }
             }
         }
         let receipts = self.commit(task, commit, None).await?;

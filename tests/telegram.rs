@@ -9,9 +9,9 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use support::process::Configuration;
 use support::responder::{Behaviour, answer, message};
-use support::scenario::{BOT, Backend, Deployment};
+use support::scenario::{Backend, Deployment};
 use support::telegram::Fault;
-use support::{PATIENCE, eventually, http_client};
+use support::{PATIENCE, http_client};
 
 #[expect(dead_code, reason = "each test binary uses its own part of the harness")]
 mod support;

@@ -47,6 +47,9 @@ const TELEGRAM_ACCOUNT: i64 = 777_000;
 /// The General topic of a forum: the group itself, which `sendMessage` addresses without a thread id.
 const GENERAL_TOPIC: i64 = 1;
 
+/// A guest's answer needs a title, which nobody sees.
+const GUEST_TITLE: &str = "Answer";
+
 const UNKNOWN_KIND: &str = "unknown kind";
 
 /// Takes one webhook request, whose header `X-Telegram-Bot-Api-Secret-Token` is `secret_header`.
@@ -102,7 +105,7 @@ fn accept(
     let dedupe_id = format!("telegram:{}:{update_id}", super::dedupe_piece(&bot.name));
     let kind = kind(update);
     let reading = match update.object(kind) {
-        Some(content) => read(kind, &content, &Me::new(telegram)),
+        Some(content) => read(kind, &content, telegram),
         None if reason(kind) == UNKNOWN_KIND => Reading::ignored(Peer::Bot, kind, UNKNOWN_KIND),
         None => Reading::ignored(Peer::Bot, kind, "unreadable"),
     };
@@ -147,7 +150,8 @@ fn reason(kind: &str) -> &'static str {
     }
 }
 
-fn read(kind: &str, content: &Object<'_>, me: &Me<'_>) -> Reading {
+fn read(kind: &str, content: &Object<'_>, telegram: &TelegramBot) -> Reading {
+    let me = &Me::new(telegram);
     let place = if kind == "callback_query" { content.object("message") } else { None };
     let place = place.as_ref().unwrap_or(content);
     let peer = peer(place);
@@ -155,9 +159,13 @@ fn read(kind: &str, content: &Object<'_>, me: &Me<'_>) -> Reading {
         ("message" | "callback_query", None) => Err("no chat"),
         ("message", Some(_)) => message(content, is_private(content), me),
         ("callback_query", Some(_)) => callback(content, place),
+        ("channel_post", Some(_)) if telegram.channel_posts => message(content, true, me),
+        ("business_message", Some(Peer::Business { .. })) if telegram.business => of_business(content, me),
+        ("guest_message", Some(_)) => of_guest(content, me),
         _ => Err(reason(kind)),
     };
-    let amendment = if kind == "edited_message" && peer.is_some() { amendment(content) } else { None };
+    let is_amended = kind == "edited_message" || (kind == "edited_business_message" && telegram.business);
+    let amendment = if is_amended && peer.is_some() { amendment(content) } else { None };
     let notice = notice::notice(kind, content, peer.as_ref());
     Reading {
         peer: peer.unwrap_or(Peer::Bot),
@@ -181,6 +189,9 @@ fn amendment(edited: &Object<'_>) -> Option<Amendment> {
 /// The conversation a message belongs to. `message_thread_id` alone is none: plain reply threads have one too.
 fn peer(message: &Object<'_>) -> Option<Peer> {
     let id = message.object("chat")?.integer("id")?.to_string();
+    if let Some(connection) = message.text("business_connection_id").filter(|connection| !connection.is_empty()) {
+        return Some(Peer::Business { connection, user: id });
+    }
     let topic = message.integer("message_thread_id").filter(|topic| *topic != GENERAL_TOPIC);
     match topic.filter(|_| message.flag("is_topic_message")) {
         Some(topic) => Some(Peer::Topic { group: id, topic: topic.to_string() }),
@@ -216,14 +227,31 @@ fn message(message: &Object<'_>, private: bool, me: &Me<'_>) -> Result<InboundMe
     if !private {
         addressing::addressed(message, &text, entities, me)?;
     }
+    let command = addressing::command_to(message, &text, entities, me);
     Ok(InboundMessage {
         text,
         attachments,
         // Ephemeral messages have 0, which cannot be quoted.
         platform_message_id: message.integer("message_id").filter(|id| *id != 0).map(|id| id.to_string()),
         album_id: message.id("media_group_id"),
+        command,
         ..InboundMessage::default()
     })
+}
+
+/// The turn that a message to a business account makes: the owner's own, and what bots sent for the owner, make none.
+fn of_business(message: &Object<'_>, me: &Me<'_>) -> Result<InboundMessage, &'static str> {
+    let id_of = |member| message.object(member).and_then(|object| object.integer("id"));
+    if message.has("sender_business_bot") || id_of("from") != id_of("chat") {
+        return Err("sent by the business");
+    }
+    self::message(message, true, me)
+}
+
+/// The turn that a message makes which calls the bot where it is no member.
+fn of_guest(message: &Object<'_>, me: &Me<'_>) -> Result<InboundMessage, &'static str> {
+    let query = message.text("guest_query_id").ok_or("no query")?;
+    Ok(InboundMessage { guest_query_id: Some(query), ..self::message(message, true, me)? })
 }
 
 /// The turn a button press makes, or why it makes none.
@@ -253,6 +281,9 @@ fn label(message: &Object<'_>, data: &str) -> Option<String> {
 /// The `sendMessage` call for `part`. Formatting goes as entities: nothing in the text can be read as markup, so nothing can
 /// be refused as broken markup. `None` for peers that are no chat.
 pub(super) fn call(telegram: &TelegramBot, part: &OutboundPart, without: &[Piece]) -> Option<Call> {
+    if let Some(query) = &part.form.guest_query_id {
+        return Some(answer_guest(telegram, part, query, without));
+    }
     let peer = match &part.key.peer {
         Peer::Topic { group, .. } if without.contains(&Piece::Topic) => &Peer::Group(group.clone()),
         peer => peer,
@@ -260,8 +291,8 @@ pub(super) fn call(telegram: &TelegramBot, part: &OutboundPart, without: &[Piece
     let mut body = addressed_to(peer)?;
     body["text"] = json!(part.content);
     body["link_preview_options"] = json!({ "is_disabled": !telegram.link_previews });
-    if !part.form.entities.is_empty() && !without.contains(&Piece::Formatting) {
-        body["entities"] = json!(part.form.entities);
+    if let Some(entities) = entities(part, without) {
+        body["entities"] = entities;
     }
     // A message's id means something in its own chat only.
     let quote = part.form.quote.as_ref().filter(|quote| quote.chat == part.key.peer);
@@ -274,6 +305,32 @@ pub(super) fn call(telegram: &TelegramBot, part: &OutboundPart, without: &[Piece
         body["reply_markup"] = json!({ "inline_keyboard": keyboard });
     }
     Some(method(telegram, "sendMessage", body))
+}
+
+/// The `answerGuestQuery` call: one article, which is shown in the chat where the bot was called.
+fn answer_guest(telegram: &TelegramBot, part: &OutboundPart, query: &str, without: &[Piece]) -> Call {
+    let mut content = json!({
+        "message_text": part.content,
+        "link_preview_options": { "is_disabled": !telegram.link_previews },
+    });
+    if let Some(entities) = entities(part, without) {
+        content["entities"] = entities;
+    }
+    let id = part.delivery_id.simple().to_string();
+    let result = json!({ "type": "article", "id": id, "title": GUEST_TITLE, "input_message_content": content });
+    method(telegram, "answerGuestQuery", json!({ "guest_query_id": query, "result": result }))
+}
+
+fn entities(part: &OutboundPart, without: &[Piece]) -> Option<serde_json::Value> {
+    let entities = Some(&part.form.entities).filter(|entities| !entities.is_empty());
+    entities.filter(|_| !without.contains(&Piece::Formatting)).map(|entities| json!(entities))
+}
+
+/// The `setMyCommands` request with the bot's menu.
+#[must_use]
+pub fn menu(telegram: &TelegramBot) -> serde_json::Value {
+    let entry = |(name, description): (&str, &str)| json!({ "command": name, "description": description });
+    json!({ "commands": telegram.menu().into_iter().map(entry).collect::<Vec<_>>() })
 }
 
 /// The `sendChatAction` call that shows "is typing". `None` for peers that are no chat.
@@ -290,8 +347,11 @@ pub(super) fn acknowledgement(telegram: &TelegramBot, callback_id: &str) -> Call
 
 /// The `editMessageReplyMarkup` call that takes the buttons away. `None` for peers that are no chat.
 pub(super) fn without_buttons(telegram: &TelegramBot, peer: &Peer, message_id: &str) -> Option<Call> {
-    let (Peer::User(chat) | Peer::Group(chat) | Peer::Topic { group: chat, .. }) = peer else { return None };
-    let body = json!({ "chat_id": number_if_possible(chat), "message_id": number_if_possible(message_id) });
+    let mut body = match peer {
+        Peer::Topic { group, .. } => addressed_to(&Peer::Group(group.clone()))?,
+        peer => addressed_to(peer)?,
+    };
+    body["message_id"] = number_if_possible(message_id);
     Some(method(telegram, "editMessageReplyMarkup", body))
 }
 
@@ -301,6 +361,9 @@ fn addressed_to(peer: &Peer) -> Option<serde_json::Value> {
         Peer::User(chat) | Peer::Group(chat) => json!({ "chat_id": number_if_possible(chat) }),
         Peer::Topic { group, topic } => {
             json!({ "chat_id": number_if_possible(group), "message_thread_id": number_if_possible(topic) })
+        }
+        Peer::Business { connection, user } => {
+            json!({ "chat_id": number_if_possible(user), "business_connection_id": connection })
         }
         Peer::Conversation(_) | Peer::Bot => return None,
     })

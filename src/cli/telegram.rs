@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{WithConfig, print, say};
-use crate::channel::telegram::polling::ALLOWED_UPDATES;
+use crate::channel::telegram::{self, polling::allowed_updates};
 use crate::config::{BotChannel, Config, TelegramBot, Updates};
 use crate::http;
 use crate::message::Timestamp;
@@ -83,11 +83,15 @@ pub(super) async fn run(config: &Config, command: &Telegram) -> anyhow::Result<E
                 return Ok(wrong_configuration(&wrong));
             };
             let body = json!({
-                "url": url, "secret_token": secret.expose(), "allowed_updates": ALLOWED_UPDATES,
+                "url": url, "secret_token": secret.expose(), "allowed_updates": allowed_updates(telegram),
                 "max_connections": 40,
             });
             call::<Value>(telegram, "setWebhook", &body).await?;
             say(&format!("Telegram sends the updates of \"{name}\" to {url}"));
+            if !telegram.commands.is_empty() {
+                call::<Value>(telegram, "setMyCommands", &telegram::menu(telegram)).await?;
+                say(&format!("its menu offers {} commands", telegram.menu().len()));
+            }
         }
         Telegram::DeleteWebhook(_) => {
             call::<Value>(telegram, "deleteWebhook", &json!({})).await?;

@@ -372,6 +372,19 @@ pub struct TelegramBot {
 
 impl TelegramBot {
     pub(super) const DEFAULT_API_BASE: &str = "https://api.telegram.org";
+
+    /// The commands that every bot has, unless the configuration says otherwise: one begins a new history, the other shows the
+    /// menu.
+    pub const NEW: &str = "new";
+    pub const HELP: &str = "help";
+
+    /// Name and description of each command, in the order of the names.
+    #[must_use]
+    pub fn menu(&self) -> BTreeMap<&str, &str> {
+        let mut menu = BTreeMap::from([(Self::NEW, "Begin a new conversation"), (Self::HELP, "Show what I understand")]);
+        menu.extend(self.commands.iter().map(|command| (command.name.as_str(), command.description.as_str())));
+        menu
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -33,6 +33,8 @@ struct Glance {
     event: GlancedEvent,
     #[serde(default)]
     amendment: Option<GlancedAmendment>,
+    #[serde(default)]
+    notice: Option<GlancedNotice>,
 }
 
 #[derive(Deserialize)]
@@ -47,6 +49,11 @@ struct GlancedEvent {
 }
 
 #[derive(Deserialize)]
+struct GlancedNotice {
+    r#type: String,
+}
+
+#[derive(Deserialize)]
 struct GlancedAmendment {
     platform_message_id: Arc<str>,
 }
@@ -55,9 +62,10 @@ struct GlancedAmendment {
 pub(super) fn label(message: &StreamMessage) -> Label {
     let is_newer = message.schema_version.is_some_and(|version| version > SCHEMA_VERSION);
     let glance = serde_json::from_slice::<Glance>(&message.payload).ok().filter(|_| !is_newer);
-    let Some(Glance { event, amendment }) = glance else { return Label::Opaque };
+    let Some(Glance { event, amendment, notice }) = glance else { return Label::Opaque };
     match (event.r#type.as_str(), amendment) {
         ("ignored", Some(amendment)) => Label::Amends { id: amendment.platform_message_id },
+        ("ignored", None) if notice.is_some_and(|notice| notice.r#type == "stop") => Label::Stops,
         ("ignored", None) => Label::Aside,
         ("message", _) if event.payload.is_some() => Label::Pressed,
         ("message", _) => Label::Said { album: event.album_id, id: event.platform_message_id },
@@ -98,6 +106,13 @@ impl<'a> Burst<'a> {
     fn amend(&mut self) {
         for index in 0..self.earlier.len() {
             let (amending, envelope) = &self.earlier[index];
+            if envelope.notice == Some(Notice::Stop) && amending.sequence > self.task.message().sequence {
+                let amending = *amending;
+                let said_before = self.earlier[..index].iter().filter(|(_, envelope)| said(envelope).is_some());
+                let stopped = said_before.map(|(message, _)| *message).chain([self.task.message(), amending]);
+                self.deleted.extend(stopped);
+                continue;
+            }
             let Some(amendment) = envelope.amendment.clone() else { continue };
             let amending = *amending;
             let answered = (self.task.message(), &mut self.envelope);
@@ -130,9 +145,10 @@ impl<'a> Burst<'a> {
 
     /// The rows of all messages but the last when none of them is to be answered.
     pub(super) fn withdrawn(&self) -> Vec<MergedMessage> {
+        let is_stopped = self.envelope.notice == Some(Notice::Stop);
         let row = |(message, envelope): &(&Arc<StreamMessage>, Envelope)| MergedMessage {
             state: TerminalState::Ignored,
-            reason: Some(withdrawal(&envelope.event)),
+            reason: Some(withdrawal(envelope, is_stopped)),
             ..row(self.task, message, envelope)
         };
         self.earlier.iter().map(row).collect()
@@ -194,6 +210,16 @@ impl<'a> Burst<'a> {
         envelopes.filter_map(|envelope| envelope.notice.as_ref().map(|notice| (envelope, notice)))
     }
 
+    /// The command that is answered, without its slash.
+    pub(super) fn command(&self) -> Option<&str> {
+        said(&self.envelope)?.command.as_deref()
+    }
+
+    /// The query by which somebody called the bot as a guest: it is answered once, and in no other way.
+    pub(super) fn guest_query(&self) -> Option<&str> {
+        said(&self.envelope)?.guest_query_id.as_deref()
+    }
+
     /// The message that is answered, where several people talk and would not know which one it is.
     pub(super) fn quote(&self) -> Option<Quote> {
         let chat = self.envelope.came_from.as_ref().unwrap_or(&self.envelope.key.peer);
@@ -249,9 +275,10 @@ impl<'a> Burst<'a> {
 }
 
 /// Why a message that was taken back is not answered, and what took it back.
-pub(super) fn withdrawal(event: &Event) -> String {
-    match event {
+pub(super) fn withdrawal(envelope: &Envelope, is_stopped: bool) -> String {
+    match &envelope.event {
         Event::Ignored { kind, reason } => ignored(kind, reason),
+        Event::Message(_) | Event::Agent { .. } if is_stopped => "message: its answer was stopped".to_owned(),
         Event::Message(_) | Event::Agent { .. } => "message: deleted before its turn".to_owned(),
     }
 }

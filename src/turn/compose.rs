@@ -60,6 +60,7 @@ pub(super) fn compose(
     });
     commit.messages.extend(transcript);
     let mut quote = burst.quote();
+    let is_guest = burst.guest_query().is_some();
     for reply in decided.reply.messages {
         let reply = ReplyMessage { content: reply.content.replace('\0', ""), ..reply };
         let id = Uuid::now_v7();
@@ -67,7 +68,10 @@ pub(super) fn compose(
         if let Some(part) = parts.first_mut() {
             part.form.quote = quote.take();
         }
-        commit.deliveries.extend(parts);
+        for_guest(&mut parts, burst);
+        if !is_guest || commit.deliveries.is_empty() {
+            commit.deliveries.extend(parts);
+        }
         commit.messages.push(NewMessage {
             id,
             role: Role::Assistant,
@@ -167,10 +171,22 @@ pub(super) fn parts(
             parts: count,
             content: text.text,
             buttons: if part + 1 == count { reply.buttons.clone() } else { Vec::new() },
-            form: Form { entities: text.entities, source: text.source, quote: None },
+            form: Form { entities: text.entities, source: text.source, ..Form::default() },
             created_at: commit.committed_at,
         })
         .collect()
+}
+
+/// Makes of the parts of a reply the one answer that somebody who called the bot as a guest can get: the first, with what it
+/// has of formatting, and without buttons.
+pub(super) fn for_guest(parts: &mut Vec<OutboundPart>, burst: &Burst<'_>) {
+    let Some(query) = burst.guest_query() else { return };
+    parts.truncate(1);
+    for part in parts {
+        part.parts = 1;
+        part.buttons = Vec::new();
+        part.form.guest_query_id = Some(query.to_owned());
+    }
 }
 
 pub(crate) fn new_conversation(envelope: &Envelope) -> NewConversation {

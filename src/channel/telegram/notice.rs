@@ -12,6 +12,7 @@ pub(super) fn notice(kind: &str, content: &Object<'_>, peer: Option<&Peer>) -> O
         "message" => moved(content, peer?),
         "my_chat_member" => membership(content),
         "message_reaction" => reaction(content),
+        "deleted_business_messages" => deleted(content),
         "stopped_message_generation" => Some(Notice::Stop),
         _ => None,
     }
@@ -35,6 +36,14 @@ fn membership(update: &Object<'_>) -> Option<Notice> {
         "member" | "administrator" | "creator" | "restricted" => Some(Notice::Reachable),
         _ => None,
     }
+}
+
+/// Messages to a business account that were taken back.
+fn deleted(update: &Object<'_>) -> Option<Notice> {
+    let ids = update.list("message_ids")?;
+    let platform_message_ids: Vec<String> =
+        ids.into_iter().filter_map(|id| id.get().parse::<i64>().ok()).map(|id| id.to_string()).collect();
+    (!platform_message_ids.is_empty()).then_some(Notice::Deleted { platform_message_ids })
 }
 
 /// Somebody's reactions as they are now; of an anonymous one the chat that it stands for is the sender.
