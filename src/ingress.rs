@@ -37,9 +37,11 @@ mod conversations;
 mod cors;
 mod events;
 mod extract;
+mod files;
 mod headers;
 mod health;
 mod limit;
+pub mod menus;
 mod moves;
 mod openapi;
 mod page;
@@ -136,7 +138,7 @@ pub fn router(ingress: Arc<Ingress>, messages: bool) -> Router {
     let mut routes = health::routes();
     let mut pages = Router::new();
     if messages {
-        let talk = chat::routes().merge(turns::routes()).merge(conversations::routes());
+        let talk = chat::routes().merge(turns::routes()).merge(conversations::routes()).merge(files::routes());
         routes = routes.merge(webhooks::routes()).merge(talk);
         pages = page::routes();
     }

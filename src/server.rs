@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::cluster::{self, ClusterError, Participant, Prepare, Sole};
 use crate::config::{Bot, Config, NatsServer};
 use crate::egress::Egress;
-use crate::ingress::{self, Ingress, Stops, polling};
+use crate::ingress::{self, Ingress, Stops, menus, polling};
 use crate::message::escape;
 use crate::nats_server::ManagedServer;
 use crate::platform::Platforms;
@@ -263,6 +263,10 @@ impl Running {
         let shared = Arc::new(shared);
         let pollers = TaskTracker::new();
         if roles.ingress {
+            tokio::spawn({
+                let (platforms, bots, stop) = (Arc::clone(&platforms), config.bots.clone(), stopping.drain.clone());
+                async move { menus::offer(&platforms, &bots, &stop).await }
+            });
             start_pollers(config, &handle, &shared, &platforms, &stopping.drain, &pollers);
         }
         pollers.close();

@@ -26,6 +26,7 @@ const TURN: &str = "/v1/turns/{turn_id}";
 const EVENTS: &str = "/v1/turns/{turn_id}/events";
 const CONVERSATIONS: &str = "/v1/conversations";
 const CONVERSATION: &str = "/v1/conversations/{id}";
+const FILE: &str = "/v1/files/{bot}/{file_id}";
 const MESSAGES: &str = "/v1/conversations/{id}/messages";
 const TELEGRAM: &str = "/webhooks/telegram/{bot}";
 const MESSENGER: &str = "/webhooks/messenger/{bot}";
@@ -44,7 +45,7 @@ async fn the_description_is_sound_and_names_the_routes_there_are() {
     let paths: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
     let known = ["/openapi.json", "/healthz", "/readyz", "/metrics"];
     let known =
-        [CHAT, TURN, EVENTS, CONVERSATIONS, CONVERSATION, MESSAGES, TELEGRAM, MESSENGER].into_iter().chain(known);
+        [CHAT, TURN, EVENTS, CONVERSATIONS, CONVERSATION, MESSAGES, FILE, TELEGRAM, MESSENGER].into_iter().chain(known);
     assert_eq!(paths, known.collect());
 
     let mut ids = BTreeSet::new();
@@ -90,6 +91,7 @@ async fn every_answer_is_one_that_is_described() {
     turn_answers(&api).await;
     conversation_answers(&api).await;
     webhook_answers(&api).await;
+    file_answers(&api).await;
     for path in ["/openapi.json", "/healthz", "/readyz", "/metrics"] {
         api.expect(200, "get", path, api.request(Method::GET, path)).await;
     }
@@ -223,6 +225,15 @@ async fn conversation_answers(api: &Api) {
     let said = api.request(Method::POST, &messages).json(&json!({ "content": "meanwhile" }));
     api.expect(202, "post", MESSAGES, said).await;
     api.deployment.model.release("think");
+}
+
+async fn file_answers(api: &Api) {
+    for (status, file) in [(200, "photo-1"), (404, "unknown"), (413, "huge"), (400, "%ff")] {
+        let request = api.anybody(Method::GET, &format!("/v1/files/{BOT}/{file}")).bearer_auth(CONSOLE_TOKEN);
+        api.expect(status, "get", FILE, request).await;
+    }
+    let nobody = api.anybody(Method::GET, &format!("/v1/files/{BOT}/photo-1"));
+    api.expect(401, "get", FILE, nobody).await;
 }
 
 /// A person of Telegram has one open conversation at most.

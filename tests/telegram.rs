@@ -17,9 +17,11 @@ use support::{PATIENCE, http_client};
 mod support;
 
 mod telegram {
+    mod commands;
     mod formatting;
     mod moves;
     mod people;
+    mod updates;
 }
 
 const TOKEN: &str = "operators-token";

@@ -18,11 +18,13 @@ use crate::message::{Amendment, Button, Event, InboundMessage, OutboundPart, Pee
 
 mod addressing;
 mod content;
+mod files;
 mod markdown;
 mod notice;
 mod parts;
 pub mod polling;
 
+pub use files::{FileError, file, get_file};
 pub(super) use parts::parts;
 
 /// The longest text of one message, in UTF-16 units (Bot API, "sendMessage": 4096 characters).
@@ -331,6 +333,18 @@ fn entities(part: &OutboundPart, without: &[Piece]) -> Option<serde_json::Value>
 pub fn menu(telegram: &TelegramBot) -> serde_json::Value {
     let entry = |(name, description): (&str, &str)| json!({ "command": name, "description": description });
     json!({ "commands": telegram.menu().into_iter().map(entry).collect::<Vec<_>>() })
+}
+
+/// The call that tells what the bot's menu offers.
+#[must_use]
+pub fn get_menu(telegram: &TelegramBot) -> Call {
+    method(telegram, "getMyCommands", json!({}))
+}
+
+/// The call that makes the bot's menu that of the configuration.
+#[must_use]
+pub fn set_menu(telegram: &TelegramBot) -> Call {
+    method(telegram, "setMyCommands", menu(telegram))
 }
 
 /// The `sendChatAction` call that shows "is typing". `None` for peers that are no chat.

@@ -362,6 +362,8 @@ pub struct TelegramBot {
     pub username: Option<String>,
     /// Beside those that every bot has.
     pub commands: Vec<BotCommand>,
+    /// For callers that fetch files.
+    pub api_keys: Vec<Secret>,
     /// Whether links in replies show what is behind them.
     pub link_previews: bool,
     /// Whether posts in channels, of which the bot is an administrator, make turns.

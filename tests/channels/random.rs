@@ -82,9 +82,11 @@ fn check_answer(answer: &Answer) {
     let (error, delay) = match answer {
         Answer::Sent { .. } => return,
         Answer::RetryAfter { delay, error, .. } => (error, *delay),
-        Answer::NotSent { error } | Answer::Failed { error, .. } | Answer::Uncertain { error } => {
-            (error, Duration::ZERO)
-        }
+        Answer::NotSent { error }
+        | Answer::Failed { error, .. }
+        | Answer::Moved { error, .. }
+        | Answer::Spoiled { error, .. }
+        | Answer::Uncertain { error } => (error, Duration::ZERO),
     };
     assert!(error.chars().count() <= channel::ERROR_CHARS_MAX && !error.contains(char::is_control), "{error:?}");
     assert!(delay <= channel::RETRY_AFTER_MAX, "{delay:?}");

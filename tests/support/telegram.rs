@@ -93,6 +93,8 @@ pub(crate) struct Log {
     pub(crate) acknowledged: Vec<String>,
     /// Chat and id of the messages whose buttons were taken away.
     pub(crate) unbuttoned: Vec<(i64, i64)>,
+    /// Every call of `answerGuestQuery`.
+    pub(crate) guests: Vec<Value>,
     /// The buttons under delivered messages: chat, id of the message, label and data of each.
     pub(crate) buttons: Vec<Buttons>,
 }
@@ -193,7 +195,9 @@ impl Telegram {
             menus: watch::Sender::default(),
         });
         let router =
-            axum::Router::new().route("/{bot}/{method}", axum::routing::any(call)).with_state(Arc::clone(&api));
+            axum::Router::new()
+            .route("/{bot}/{method}", axum::routing::any(call))
+            .route("/file/{bot}/files/{name}", axum::routing::get(download)).with_state(Arc::clone(&api));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut tasks = JoinSet::new();
@@ -420,6 +424,12 @@ async fn call(State(api): State<Arc<Api>>, Path((bot, method)): Path<(String, St
             let pending = kept.updates.len();
             result(&json!({ "url": kept.webhook, "has_custom_certificate": false, "pending_update_count": pending }))
         }
+        "answerGuestQuery" => {
+            let request: Value = serde_json::from_str(&body).unwrap_or_default();
+            api.log.send_modify(|log| log.guests.push(request));
+            result(&json!({ "inline_message_id": "inline-1" }))
+        }
+        "getFile" => get_file(&body),
         "setMyCommands" => {
             let request: Value = serde_json::from_str(&body).unwrap_or_default();
             api.menus.send_modify(|menus| menus.push(request["commands"].clone()));
@@ -466,6 +476,28 @@ async fn get_updates(api: &Api, body: &str) -> Response {
     let batch: Vec<_> = kept.updates.iter().take(limit).collect();
     api.log.send_modify(|log| log.fetched += batch.len());
     result(&json!(batch))
+}
+
+/// Every id is a file's but `unknown`; that of `huge` is larger than a bot may have.
+fn get_file(body: &str) -> Response {
+    let request: Value = serde_json::from_str(body).unwrap_or_default();
+    match request["file_id"].as_str().unwrap_or_default() {
+        "unknown" | "" => {
+            let description = "Bad Request: wrong file_id or the file is temporarily unavailable";
+            error(StatusCode::BAD_REQUEST, description, None)
+        }
+        "huge" => error(StatusCode::BAD_REQUEST, "Bad Request: file is too big", None),
+        "odd" => result(&json!({ "file_id": "odd", "file_path": "../bot/odd" })),
+        id => result(&json!({ "file_id": id, "file_unique_id": id, "file_path": format!("files/{id}") })),
+    }
+}
+
+/// The bytes behind a path that `getFile` gave.
+async fn download(Path((bot, name)): Path<(String, String)>) -> Response {
+    if bot.strip_prefix("bot") != Some(TOKEN) {
+        return error(StatusCode::NOT_FOUND, "Not Found", None);
+    }
+    format!("the bytes of {name}").into_response()
 }
 
 fn send_chat_action(api: &Api, body: &str) -> Response {
