@@ -49,6 +49,9 @@ const TELEGRAM_ACCOUNT: i64 = 777_000;
 /// The General topic of a forum: the group itself, which `sendMessage` addresses without a thread id.
 const GENERAL_TOPIC: i64 = 1;
 
+/// The update kind of the button that ends an answer.
+const STOP: &str = "stopped_message_generation";
+
 /// A guest's answer needs a title, which nobody sees.
 const GUEST_TITLE: &str = "Answer";
 
@@ -133,7 +136,7 @@ fn reason(kind: &str) -> &'static str {
         "channel_post" => "channel post",
         "business_connection" | "business_message" | "deleted_business_messages" => "business account",
         "guest_message" => "guest mode",
-        "stopped_message_generation" => "stop button",
+        STOP => "stop button",
         "my_chat_member" | "chat_member" | "chat_join_request" | "chat_boost" | "removed_chat_boost" => "membership",
         "message"
         | "callback_query"
@@ -156,7 +159,7 @@ fn read(kind: &str, content: &Object<'_>, telegram: &TelegramBot) -> Reading {
     let me = &Me::new(telegram);
     let place = if kind == "callback_query" { content.object("message") } else { None };
     let place = place.as_ref().unwrap_or(content);
-    let peer = peer(place);
+    let peer = peer(kind, place);
     let event = match (kind, &peer) {
         ("message" | "callback_query", None) => Err("no chat"),
         ("message", Some(_)) => message(content, is_private(content), me),
@@ -188,14 +191,15 @@ fn amendment(edited: &Object<'_>) -> Option<Amendment> {
     says_something.then_some(Amendment { platform_message_id, replacement: Some(replacement) })
 }
 
-/// The conversation a message belongs to. `message_thread_id` alone is none: plain reply threads have one too.
-fn peer(message: &Object<'_>) -> Option<Peer> {
+/// The conversation a message belongs to. `message_thread_id` alone is none: plain reply threads have one too. A stop has no
+/// other mark, and comes from where the answer was being written.
+fn peer(kind: &str, message: &Object<'_>) -> Option<Peer> {
     let id = message.object("chat")?.integer("id")?.to_string();
     if let Some(connection) = message.text("business_connection_id").filter(|connection| !connection.is_empty()) {
         return Some(Peer::Business { connection, user: id });
     }
     let topic = message.integer("message_thread_id").filter(|topic| *topic != GENERAL_TOPIC);
-    match topic.filter(|_| message.flag("is_topic_message")) {
+    match topic.filter(|_| message.flag("is_topic_message") || kind == STOP) {
         Some(topic) => Some(Peer::Topic { group: id, topic: topic.to_string() }),
         None if is_private(message) => Some(Peer::User(id)),
         None => Some(Peer::Group(id)),

@@ -21,11 +21,12 @@ pub(super) fn notice(kind: &str, content: &Object<'_>, peer: Option<&Peer>) -> O
 /// The service messages of both sides of a move (Bot API, "Message").
 fn moved(message: &Object<'_>, here: &Peer) -> Option<Notice> {
     let other = |name| message.integer(name).map(|id| Peer::Group(id.to_string()));
-    match (other("migrate_to_chat_id"), other("migrate_from_chat_id")) {
-        (Some(to), _) => Some(Notice::Moved { from: here.clone(), to }),
-        (None, Some(from)) => Some(Notice::Moved { from, to: here.clone() }),
-        (None, None) => None,
-    }
+    let (from, to) = match (other("migrate_to_chat_id"), other("migrate_from_chat_id")) {
+        (Some(to), _) => (here.clone(), to),
+        (None, Some(from)) => (from, here.clone()),
+        (None, None) => return None,
+    };
+    (from != to).then_some(Notice::Moved { from, to })
 }
 
 /// What the bot is in the chat now (Bot API, "ChatMemberUpdated"): a person who blocks it makes it `kicked`.

@@ -90,7 +90,7 @@ impl Sqlite {
     ) -> Result<Vec<Feedback>, StoreError> {
         const FIND: &str = "SELECT m.id AS message_id, f.sender, f.reactions, f.received_at FROM messages m \
              JOIN deliveries d ON d.turn_id = m.turn_id AND d.message_id = m.id \
-             JOIN feedback f ON f.channel = d.channel AND f.bot = d.bot AND f.peer = d.peer \
+             JOIN feedback f ON f.channel = d.channel AND f.bot = d.bot AND f.peer = substr(d.peer, 1, instr(d.peer || '-topic-', '-topic-') - 1) \
                  AND f.platform_message_id = d.platform_message_id \
              WHERE m.conversation_id = $1 AND m.ordinal BETWEEN $2 AND $3 ORDER BY m.ordinal, f.received_at, f.sender \
              LIMIT 1000";
