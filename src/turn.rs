@@ -193,7 +193,9 @@ impl Turns {
         };
         span.record("gen_ai.conversation.id", tracing::field::display(loaded.conversation.id));
         let decided = match loaded.conversation.status {
-            ConversationStatus::Bot if let Some(decided) = commands::answer(&burst, &settings.bot, &loaded.conversation) => {
+            ConversationStatus::Bot
+                if let Some(decided) = commands::answer(&burst, &settings.bot, &loaded.conversation) =>
+            {
                 decided
             }
             ConversationStatus::Bot if self.is_out_of_budget(&burst, &settings.bot).await? => {

@@ -211,6 +211,7 @@ fn telegram(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<Te
     let api_base = table.optional("api_base", &base_url(TelegramBot::DEFAULT_API_BASE));
     let username = table.optional("username", &username());
     let commands = commands::read(table);
+    let keys = table.value("api_keys").and_then(|keys| api_keys(&keys, "nobody else"));
     let allowed = |key| table.optional(key, &flag()).unwrap_or(false);
     let (link_previews, channel_posts, business) =
         (allowed("link_previews"), allowed("channel_posts"), allowed("business"));
@@ -231,7 +232,7 @@ fn telegram(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<Te
         updates,
         username,
         commands,
-        api_keys: table.value("api_keys").and_then(|keys| api_keys(&keys)).unwrap_or_default(),
+        api_keys: keys.unwrap_or_default(),
         link_previews,
         channel_posts,
         business,
@@ -276,8 +277,9 @@ fn api_version() -> Expected<String> {
 }
 
 fn web(table: &Table<'_>) -> WebBot {
+    let keys = table.value("api_keys").and_then(|keys| api_keys(&keys, "everybody who reaches the port"));
     WebBot {
-        api_keys: table.value("api_keys").and_then(|keys| api_keys(&keys)).unwrap_or_default(),
+        api_keys: keys.unwrap_or_default(),
         origins: table.value("origins").and_then(|origins| self::origins(&origins)).unwrap_or_default(),
         conversation_ttl: table
             .optional("conversation_ttl", &duration(CONVERSATION_TTL, "24h"))
@@ -287,10 +289,10 @@ fn web(table: &Table<'_>) -> WebBot {
 }
 
 /// An empty list is refused: it reads as "nobody", and would mean "everybody".
-fn api_keys(value: &Value<'_>) -> Option<Vec<Secret>> {
+fn api_keys(value: &Value<'_>, without: &str) -> Option<Vec<Secret>> {
     let keys = value.items("write a list such as [{ env = \"NAME\" }]")?;
     if keys.is_empty() || keys.len() > API_KEYS_MAX {
-        let right = format!("write 1 to {API_KEYS_MAX} keys, or remove it to let in everybody who reaches the port");
+        let right = format!("write 1 to {API_KEYS_MAX} keys, or remove it to let in {without}");
         value.problem(format!("lists {} keys", keys.len()), right);
     }
     Some(keys.iter().filter_map(|key| key.secret(&secret::ANY)).collect())

@@ -383,7 +383,8 @@ impl TelegramBot {
     /// Name and description of each command, in the order of the names.
     #[must_use]
     pub fn menu(&self) -> BTreeMap<&str, &str> {
-        let mut menu = BTreeMap::from([(Self::NEW, "Begin a new conversation"), (Self::HELP, "Show what I understand")]);
+        let mut menu =
+            BTreeMap::from([(Self::NEW, "Begin a new conversation"), (Self::HELP, "Show what I understand")]);
         menu.extend(self.commands.iter().map(|command| (command.name.as_str(), command.description.as_str())));
         menu
     }

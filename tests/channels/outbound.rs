@@ -178,7 +178,12 @@ fn telegram_answers() {
     check(200, None, br#"{"ok":true,"result":{"message_id":42,"date":1}}"#, sent(Some("42")));
     check(200, None, &fixture("ResponseWithoutError__rubenlagus.json"), sent(None));
     check(200, None, &fixture("chat_members__nutgram.json"), sent(None));
-    check(400, None, &fixture("ResponseWithError__rubenlagus.json"), Answer::Moved { to: Peer::Group("12345".to_owned()), error: "Error descriptions".to_owned() });
+    check(
+        400,
+        None,
+        &fixture("ResponseWithError__rubenlagus.json"),
+        Answer::Moved { to: Peer::Group("12345".to_owned()), error: "Error descriptions".to_owned() },
+    );
     check(400, None, &fixture("too_long__nutgram.json"), failed("Bad Request: message is too long", false));
     let wrong_file = "Bad Request: wrong file_id or the file is temporarily unavailable";
     check(400, None, &fixture("wrong_file_id__nutgram.json"), failed(wrong_file, false));

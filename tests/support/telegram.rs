@@ -194,10 +194,10 @@ impl Telegram {
             closed: Mutex::default(),
             menus: watch::Sender::default(),
         });
-        let router =
-            axum::Router::new()
+        let router = axum::Router::new()
             .route("/{bot}/{method}", axum::routing::any(call))
-            .route("/file/{bot}/files/{name}", axum::routing::get(download)).with_state(Arc::clone(&api));
+            .route("/file/{bot}/files/{name}", axum::routing::get(download))
+            .with_state(Arc::clone(&api));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut tasks = JoinSet::new();

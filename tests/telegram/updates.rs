@@ -106,7 +106,10 @@ async fn files_pass_through_without_the_token() {
     let url = |file: &str| deployment.turnwise.url(&format!("/v1/files/support/{file}"));
     let get = async |file: &str, token: &str| http_client().get(url(file)).bearer_auth(token).send().await.unwrap();
     let file = get("voice-1", TOKEN).await;
-    assert_eq!((file.status(), file.headers()["content-type"].to_str().unwrap()), (StatusCode::OK, "application/octet-stream"));
+    assert_eq!(
+        (file.status(), file.headers()["content-type"].to_str().unwrap()),
+        (StatusCode::OK, "application/octet-stream")
+    );
     assert_eq!(file.text().await.unwrap(), "the bytes of voice-1");
     assert_eq!(get("voice-1", "wrong").await.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(get("unknown", TOKEN).await.status(), StatusCode::NOT_FOUND);
