@@ -328,7 +328,7 @@ fn start_pollers(
         let (ingress, platforms, stop) = (Arc::clone(ingress), Arc::clone(platforms), stop.clone());
         let (bot, telegram) = (bot.clone(), telegram.clone());
         pollers.spawn(async move {
-            sole.run(|| polling::poll(&ingress, &platforms, &bot, &telegram), stop).await;
+            sole.run(|| Box::pin(polling::poll(&ingress, &platforms, &bot, &telegram)), stop).await;
         });
     }
 }
