@@ -14,7 +14,7 @@ use serde_json::Map;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use turnwise::message::{
-    Author, Channel, ConversationKey, OutboundPart, Peer, Platform, Role, TerminalState, Timestamp,
+    Author, Channel, ConversationKey, Form, OutboundPart, Peer, Platform, Role, TerminalState, Timestamp,
 };
 use turnwise::store::{
     CommitOutcome, NewConversation, NewMessage, Ownership, Position, SendResult, SendStart, Store, TurnCommit,
@@ -116,7 +116,7 @@ async fn sends(store: Store, owner: Ownership, deliveries: Vec<Uuid>) -> Vec<Dur
         }
         let asked = Instant::now();
         let start = store.begin_send(id, &owner, Timestamp::now()).await.unwrap();
-        assert_eq!(start, SendStart::Begun { attempt: 1 });
+        assert!(matches!(start, SendStart::Begun { attempt: 1, .. }), "{start:?}");
         let sent = SendResult::Sent { platform_message_id: Some("1".to_owned()) };
         store.settle_send(id, &sent, Timestamp::now()).await.unwrap().expect("a receipt");
         times.push(asked.elapsed());
@@ -172,6 +172,7 @@ fn turn(ownership: Ownership, sequence: u64, lane: usize, conversation_id: Uuid)
         parts: 1,
         content: answer.content.clone(),
         buttons: Vec::new(),
+        form: Form::default(),
         created_at: now,
     };
     let new_conversation = (sequence == 1).then(|| NewConversation {
@@ -194,6 +195,7 @@ fn turn(ownership: Ownership, sequence: u64, lane: usize, conversation_id: Uuid)
         responder: Some("echo".to_owned()),
         conversation_id: Some(conversation_id),
         new_conversation,
+        messages_read: None,
         deliveries: vec![part],
         messages: vec![question, answer],
         key,

@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use crate::config::{Bot, BotChannel, Secret};
 use crate::message::{
-    Amendment, Channel, ConversationKey, Envelope, Event, InboundMessage, OutboundPart, Peer, Platform, Sender,
-    Timestamp,
+    Amendment, Channel, ConversationKey, Entity, Envelope, Event, InboundMessage, Notice, OutboundPart, Peer, Platform,
+    Sender, Timestamp,
 };
 
 pub mod http;
@@ -25,7 +25,7 @@ pub mod telegram;
 pub mod web;
 
 /// An authentic inbound event: what may be published. The field is private, so only the channels can make one.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Verified(Envelope);
 
 impl Verified {
@@ -37,6 +37,13 @@ impl Verified {
     #[must_use]
     pub fn into_envelope(self) -> Envelope {
         self.0
+    }
+
+    /// The same event in the conversations of another chat, which this one continues.
+    #[must_use]
+    pub fn filed_under(mut self, peer: Peer) -> Self {
+        self.0.came_from = Some(std::mem::replace(&mut self.0.key.peer, peer));
+        self
     }
 }
 
@@ -90,6 +97,10 @@ pub enum Answer {
     NotSent { error: String },
     /// Refused for good. `unreachable`: this peer can get nothing from the bot until it writes again.
     Failed { error: String, unreachable: bool },
+    /// It was not delivered, because the chat is another one now.
+    Moved { to: Peer, error: String },
+    /// It was not delivered, and would be without one of its pieces.
+    Spoiled { by: Piece, error: String },
     /// It may or may not have been delivered.
     Uncertain { error: String },
     /// Refused, because another application has this conversation.
@@ -97,6 +108,17 @@ pub enum Answer {
     /// Refused for good, as will be everything else of the bot until somebody sees to it: its token is void, its page
     /// restricted, its receiver gone.
     Closed { error: String },
+}
+
+/// What a message can do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// The formatting: its text says the same.
+    Formatting,
+    /// The place in a topic that is no more.
+    Topic,
+    /// The message that it answers.
+    Quote,
 }
 
 /// To whom nothing will be delivered for a while.
@@ -114,24 +136,35 @@ pub const ERROR_CHARS_MAX: usize = 200;
 /// The longest pause a platform can ask for: a day, after which every earlier reason to wait is worth checking again.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// One part of a reply as its channel shows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PartText {
+    pub text: String,
+    /// The formatting of the text, where the channel takes it apart from the text.
+    pub entities: Vec<Entity>,
+    /// The whole reply as it was written, with its first part, where the text is another one.
+    pub source: Option<String>,
+}
+
 /// The parts in which `content` leaves on `channel`, each within the channel's limit; none when there is nothing to see.
-/// Web and HTTP take any length in one part.
+/// Web and HTTP take any length in one part. For Telegram Markdown becomes formatting; elsewhere it stays as it is.
 #[must_use]
-pub fn parts(channel: Channel, content: &str) -> Vec<String> {
+pub fn parts(channel: Channel, content: &str) -> Vec<PartText> {
+    let plain = |text: String| PartText { text, ..PartText::default() };
     match channel {
-        Channel::Telegram => split::split(content, telegram::TEXT_UNITS_MAX),
-        Channel::Messenger => split::split(content, messenger::TEXT_UNITS_MAX),
+        Channel::Telegram => telegram::parts(content),
+        Channel::Messenger => split::split(content, messenger::TEXT_UNITS_MAX).into_iter().map(plain).collect(),
         Channel::Web | Channel::Http if content.trim().is_empty() => Vec::new(),
-        Channel::Web | Channel::Http => vec![content.to_owned()],
+        Channel::Web | Channel::Http => vec![plain(content.to_owned())],
     }
 }
 
-/// The call that sends `part`; `None` when there is nothing to call: web replies go over core NATS, and nobody is behind
-/// [`Peer::Bot`].
+/// The call that sends `part` without some of its pieces; `None` when there is nothing to call: web replies go over core NATS,
+/// and nobody is behind [`Peer::Bot`].
 #[must_use]
-pub fn call(bot: &Bot, part: &OutboundPart) -> Option<Call> {
+pub fn call(bot: &Bot, part: &OutboundPart, without: &[Piece]) -> Option<Call> {
     match &bot.channel {
-        BotChannel::Telegram(telegram) => telegram::call(telegram, part),
+        BotChannel::Telegram(telegram) => telegram::call(telegram, part, without),
         BotChannel::Messenger(messenger) => messenger::call(messenger, part),
         BotChannel::Http(http) => http::call(http, part),
         BotChannel::Web(_) => None,
@@ -251,11 +284,12 @@ struct Reading {
     sender: Option<Sender>,
     event: Event,
     amendment: Option<Amendment>,
+    notice: Option<Notice>,
 }
 
 impl Reading {
     fn ignored(peer: Peer, kind: &str, reason: &str) -> Self {
-        Self { peer, sender: None, event: ignored(kind, reason), amendment: None }
+        Self { peer, sender: None, event: ignored(kind, reason), amendment: None, notice: None }
     }
 }
 
@@ -286,7 +320,8 @@ fn verified(
         metadata: None,
         event: reading.event,
         amendment: reading.amendment,
-        control: None,
+        notice: reading.notice,
+        came_from: None,
         raw: Some(raw.to_owned()),
     })
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 mod bots;
+mod commands;
 mod duration;
 mod expected;
 mod http_bot;
@@ -25,6 +26,7 @@ mod settings;
 mod tools;
 mod workflows;
 
+pub use commands::BotCommand;
 pub use http_bot::{HttpBot, is_public_address};
 pub use problem::{ConfigError, Problem, Problems};
 pub use secret::Secret;

@@ -19,10 +19,10 @@ use self::governor::{Ended, Governor, Permission};
 use self::hindrance::{DISABLED, TAKEN_OVER};
 use crate::channel::{self, Answer, Call};
 use crate::config::{Bot, BotChannel, OnUncertain};
-use crate::message::{Channel, ConversationKey, OutboundPart, Timestamp};
+use crate::message::{Channel, ConversationKey, OutboundPart, Peer, Timestamp};
 use crate::platform::{Called, Platforms};
 use crate::scheduler::{Failure, Task, Verdict, Work};
-use crate::store::{SendResult, SendStart, Settled, Store, StoreError};
+use crate::store::{ChatState, SendResult, SendStart, Settled, Store, StoreError};
 use crate::stream::{Publisher, StreamMessage};
 use crate::telemetry::{self, Wait, chain, json_fault, metric};
 
@@ -146,10 +146,17 @@ impl Egress {
             }
         };
         match start {
-            SendStart::Begun { attempt } if asked.elapsed() > STALE_AFTER => {
-                self.send_if_owner(task, id, attempt, permit).await
+            SendStart::Begun { chat: ChatState { unreachable: Some(reason), .. }, .. } => {
+                self.settle(task, id, SendResult::Failed { error: format!("the chat cannot be reached: {reason}") })
+                    .await
             }
-            SendStart::Begun { attempt } => self.send(task, id, attempt, permit).await,
+            SendStart::Begun { attempt, chat } => {
+                let start = Start { attempt, begun_at, moved_to: chat.moved_to };
+                match asked.elapsed() > STALE_AFTER {
+                    true => self.send_if_owner(task, id, start, permit).await,
+                    false => self.send(task, id, start, permit).await,
+                }
+            }
             SendStart::Interrupted => {
                 self.unclear(task, id, "the process ended between the call and its answer".to_owned()).await
             }
@@ -165,9 +172,9 @@ impl Egress {
     /// The beginning took so long that this process may have been paused and replaced meanwhile; then later replies of the
     /// chat may have left already. If so, nothing was sent, and that is recorded for the new owner. Only a pause in the call
     /// itself can still send late.
-    async fn send_if_owner(&self, task: &Task, id: Uuid, attempt: u32, permit: Option<Permit<'_>>) -> Verdict<Settled> {
+    async fn send_if_owner(&self, task: &Task, id: Uuid, start: Start, permit: Option<Permit<'_>>) -> Verdict<Settled> {
         let (error, verdict) = match self.store.owns(&task.ownership).await {
-            Ok(true) => return self.send(task, id, attempt, permit).await,
+            Ok(true) => return self.send(task, id, start, permit).await,
             Ok(false) => ("the process was paused before the call".to_owned(), Verdict::Fenced),
             Err(error) => (chain(&error), Verdict::Wait { cause: chain(&error), after: None }),
         };
@@ -175,8 +182,8 @@ impl Egress {
         again(recorded, verdict)
     }
 
-    async fn send(&self, task: &Task, id: Uuid, attempt: u32, permit: Option<Permit<'_>>) -> Verdict<Settled> {
-        let part: OutboundPart = match serde_json::from_slice(&task.message().payload) {
+    async fn send(&self, task: &Task, id: Uuid, start: Start, permit: Option<Permit<'_>>) -> Verdict<Settled> {
+        let mut part: OutboundPart = match serde_json::from_slice(&task.message().payload) {
             Ok(part) => part,
             Err(error) => {
                 let error = format!("the message is not an outbound part: {}", json_fault(&error));
@@ -197,19 +204,86 @@ impl Egress {
                 return again(recorded, Verdict::Wait { cause: chain(&error), after: None });
             }
         }
-        let answer = match (&bot.channel, channel::call(bot, &part)) {
-            (BotChannel::Web(_), _) => {
+        let filed_as = part.key.clone();
+        part.key.peer = start.moved_to.clone().unwrap_or(part.key.peer);
+        let answer = match &bot.channel {
+            BotChannel::Web(_) => {
                 self.publisher.turn_notice(part.turn_id).await;
                 Answer::Sent { platform_message_id: None }
             }
-            (_, Some(call)) => self.call(bot, &call, attempt, permit).await,
-            (_, None) => Answer::Failed { error: "this peer cannot be written to".to_owned(), unreachable: true },
+            _ => self.call_with_less(bot, &part, start.attempt, permit).await,
         };
         if matches!(answer, Answer::Sent { .. }) {
             let taken = Timestamp::now().micros_since(part.created_at);
             metric::end_to_end(part.key.channel, Duration::from_micros(taken));
         }
-        self.conclude(task, id, answer).await
+        match answer {
+            Answer::Moved { to, .. } if to != part.key.peer => self.follow(task, id, &filed_as, &to).await,
+            Answer::Failed { unreachable: true, error } => {
+                let news = News::Unreachable { error: error.clone(), at: start.begun_at };
+                if !self.learn(task, &filed_as, &news).await {
+                    return Verdict::Stopped;
+                }
+                self.conclude(task, id, Answer::Failed { unreachable: true, error }).await
+            }
+            answer => self.conclude(task, id, answer).await,
+        }
+    }
+
+    /// The part with everything; then, for as long as the platform says that it would take it without a piece, with less.
+    async fn call_with_less(
+        &self,
+        bot: &Bot,
+        part: &OutboundPart,
+        attempt: u32,
+        mut permit: Option<Permit<'_>>,
+    ) -> Answer {
+        let mut without = Vec::new();
+        loop {
+            let Some(call) = channel::call(bot, part, &without) else {
+                return Answer::Failed { error: "this peer cannot be written to".to_owned(), unreachable: true };
+            };
+            match self.call(bot, &call, attempt, permit.take()).await {
+                Answer::Spoiled { by, error } if !without.contains(&by) => {
+                    tracing::warn!(
+                        bot = bot.name,
+                        ?by,
+                        error,
+                        "the platform does not take a reply like this; simpler now"
+                    );
+                    without.push(by);
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// The chat is another one now: from here on everything for it goes there, and this part first.
+    async fn follow(&self, task: &Task, id: Uuid, filed_as: &ConversationKey, to: &Peer) -> Verdict<Settled> {
+        tracing::info!(delivery_id = %id, "a chat has moved; its replies follow");
+        if !self.learn(task, filed_as, &News::Moved { to: to.clone() }).await {
+            return Verdict::Stopped;
+        }
+        let cause = "the chat has moved".to_owned();
+        let recorded = self.settle(task, id, SendResult::NotSent { error: cause.clone() }).await;
+        again(recorded, Verdict::Wait { cause, after: Some(Duration::ZERO) })
+    }
+
+    /// Records what was learnt of a chat, for as long as it takes; false when the task is to stop before.
+    async fn learn(&self, task: &Task, chat: &ConversationKey, news: &News) -> bool {
+        let mut pause = patience();
+        loop {
+            let recorded = match news {
+                News::Moved { to } => self.store.move_chat(chat, to, Timestamp::now()).await,
+                News::Unreachable { error, at } => self.store.note_reachability(chat, Some(error), *at).await,
+            };
+            let Err(error) = recorded else { return true };
+            tracing::warn!(error = %chain(&error), "what was learnt of a chat is not recorded yet");
+            let sleep = tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE));
+            if task.cancellation.run_until_cancelled(sleep).await.is_none() {
+                return false;
+            }
+        }
     }
 
     async fn conclude(&self, task: &Task, id: Uuid, answer: Answer) -> Verdict<Settled> {
@@ -224,6 +298,10 @@ impl Egress {
             Answer::NotSent { error } => {
                 let verdict = self.settle(task, id, SendResult::NotSent { error: error.clone() }).await;
                 again(verdict, Verdict::Failed { failure: failure("not_sent", error), after: None })
+            }
+            Answer::Moved { error, .. } | Answer::Spoiled { error, .. } => {
+                tracing::warn!(delivery_id = %id, error, "the platform refused a reply");
+                self.settle(task, id, SendResult::Failed { error }).await
             }
             Answer::Failed { error, unreachable } => {
                 tracing::warn!(delivery_id = %id, error, unreachable, "the platform refused a reply");
@@ -323,7 +401,7 @@ impl Egress {
             Answer::Sent { .. } => None,
             Answer::RetryAfter { .. } => Some("rate_limited"),
             Answer::NotSent { .. } => Some("not_sent"),
-            Answer::Failed { .. } => Some("refused"),
+            Answer::Failed { .. } | Answer::Moved { .. } | Answer::Spoiled { .. } => Some("refused"),
             Answer::TakenOver { .. } => Some("taken_over"),
             Answer::Closed { .. } => Some("shut_out"),
             Answer::Uncertain { .. } => Some("uncertain"),
@@ -334,6 +412,27 @@ impl Egress {
         tracing::debug!(bot = bot.name, duration_ms = started.elapsed().as_millis(), "platform called");
         answer
     }
+}
+
+/// What an answer of the platform says of the chat.
+enum News {
+    Moved {
+        to: Peer,
+    },
+    Unreachable {
+        error: String,
+        /// When the call was begun.
+        at: Timestamp,
+    },
+}
+
+/// What sending starts from.
+struct Start {
+    attempt: u32,
+    /// When the attempt began: what the platform says of the chat is as of then.
+    begun_at: Timestamp,
+    /// Where the chat is now.
+    moved_to: Option<Peer>,
 }
 
 /// The governor's permission for one call; given back when the call has its answer, or is not made.

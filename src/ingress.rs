@@ -38,9 +38,12 @@ mod cors;
 mod deliveries;
 mod events;
 mod extract;
+mod files;
 mod headers;
 mod health;
 mod limit;
+pub mod menus;
+mod moves;
 mod openapi;
 mod page;
 pub mod polling;
@@ -136,7 +139,8 @@ pub fn router(ingress: Arc<Ingress>, messages: bool) -> Router {
     let mut routes = health::routes();
     let mut pages = Router::new();
     if messages {
-        let talk = chat::routes().merge(turns::routes()).merge(conversations::routes()).merge(deliveries::routes());
+        let talk = chat::routes().merge(turns::routes()).merge(conversations::routes());
+        let talk = talk.merge(deliveries::routes()).merge(files::routes());
         routes = routes.merge(webhooks::routes()).merge(talk);
         pages = page::routes();
     }

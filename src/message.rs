@@ -181,6 +181,8 @@ pub enum Peer {
     Group(String),
     /// A forum topic, which is a conversation of its own.
     Topic { group: String, topic: String },
+    /// One person who writes to somebody's business account, for which the bot answers.
+    Business { connection: String, user: String },
     /// A web or API conversation, by our own conversation id.
     Conversation(Uuid),
     /// Events of the bot as a whole, or of nobody we could name: kept, never answered.
@@ -193,6 +195,9 @@ impl fmt::Display for Peer {
             Self::User(id) => write!(formatter, "user-{}", escape(id)),
             Self::Group(id) => write!(formatter, "group-{}", escape(id)),
             Self::Topic { group, topic } => write!(formatter, "group-{}-topic-{}", escape(group), escape(topic)),
+            Self::Business { connection, user } => {
+                write!(formatter, "business-{}-user-{}", escape(connection), escape(user))
+            }
             Self::Conversation(id) => write!(formatter, "conv-{id}"),
             Self::Bot => formatter.write_str("bot"),
         }
@@ -202,7 +207,7 @@ impl fmt::Display for Peer {
 /// A subject or key that is not of the form this version writes.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "\"{0}\" is not a conversation key: expected <channel>.<bot>.<peer>, the peer as user-, group- or conv- and an id"
+    "\"{0}\" is not a conversation key: expected <channel>.<bot>.<peer>, the peer as user-, group-, business- or conv- and an id"
 )]
 pub struct MalformedKey(String);
 
@@ -220,6 +225,10 @@ impl FromStr for Peer {
         }
         if let Some(conversation) = token.strip_prefix("conv-") {
             return Uuid::parse_str(conversation).map(Self::Conversation).map_err(|_| malformed());
+        }
+        if let Some(business) = token.strip_prefix("business-") {
+            let (connection, user) = business.rsplit_once("-user-").ok_or_else(malformed)?;
+            return Ok(Self::Business { connection: id(connection)?, user: id(user)? });
         }
         let group = token.strip_prefix("group-").ok_or_else(malformed)?;
         match group.split_once("-topic-") {
@@ -457,6 +466,12 @@ pub struct InboundMessage {
     /// Platforms that deliver an album as several messages mark them with one id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub album_id: Option<String>,
+    /// The command that it begins with, without the slash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+    /// The platform's id of the query to answer, when somebody called the bot where it is no member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_query_id: Option<String>,
 }
 
 /// What an envelope is about.
@@ -492,10 +507,32 @@ pub struct Replacement {
     pub attachments: Option<Vec<Attachment>>,
 }
 
-/// What an event without a message of the person's says about the conversation.
+/// What an event tells of its chat, beside what anybody said in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum Control {
+pub enum Notice {
+    /// The platform gave the chat another id: a group became a supergroup.
+    Moved {
+        from: Peer,
+        to: Peer,
+    },
+    /// Nothing that is sent will arrive, for this reason, until the person writes again or says otherwise.
+    Unreachable {
+        reason: String,
+    },
+    Reachable,
+    /// Somebody's reactions to a message, as they are now.
+    Reaction {
+        platform_message_id: String,
+        sender: String,
+        reactions: Vec<String>,
+    },
+    /// The person wants no more of the answer that is being written.
+    Stop,
+    /// The person took messages back, also those that were answered.
+    Deleted {
+        platform_message_ids: Vec<String>,
+    },
     /// One of the bot's own deliveries has arrived.
     Arrived {
         delivery_id: Uuid,
@@ -514,6 +551,14 @@ pub enum Control {
     Taken,
     /// It is the bot's again.
     Returned,
+}
+
+impl Notice {
+    /// Whether the bot is silent from now on, or speaks again.
+    #[must_use]
+    pub const fn changes_who_answers(&self) -> bool {
+        matches!(self, Self::Said { .. } | Self::Taken | Self::Returned)
+    }
 }
 
 /// One inbound event on its way through the stream.
@@ -538,9 +583,12 @@ pub struct Envelope {
     /// Beside an [`Event::Ignored`], which is how a version that knows nothing of amendments reads it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amendment: Option<Amendment>,
-    /// Beside an [`Event::Ignored`], too.
+    /// What it tells of its chat; beside an [`Event::Ignored`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub control: Option<Control>,
+    pub notice: Option<Notice>,
+    /// The chat it came from, where that is filed under another one: after a group became a supergroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub came_from: Option<Peer>,
     /// The platform's own words, byte for byte, so that a later version can read what this one did not understand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw: Option<Box<RawValue>>,
@@ -587,5 +635,68 @@ pub struct OutboundPart {
     pub content: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub buttons: Vec<Button>,
+    /// How it looks and leaves, beside its text.
+    #[serde(default, skip_serializing_if = "Form::is_plain")]
+    pub form: Form,
     pub created_at: Timestamp,
+}
+
+/// What a part of a reply is beside its text.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Form {
+    /// The formatting of the text, for platforms that take it apart from the text.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub entities: Vec<Entity>,
+    /// The whole message as its author wrote it, with its first part, where formatting made another text of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The message that it answers, where several people talk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quote: Option<Quote>,
+    /// It is the one answer to this query of somebody who called the bot where it is no member.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest_query_id: Option<String>,
+}
+
+impl Form {
+    /// Nothing but the text.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The formatting of a piece of a text. Offset and length are UTF-16 units.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entity {
+    pub offset: u32,
+    pub length: u32,
+    #[serde(flatten)]
+    pub style: Style,
+}
+
+/// How a piece of a text looks, in Telegram's words (Bot API, "MessageEntity").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Style {
+    Bold,
+    Italic,
+    Strikethrough,
+    Code,
+    Pre {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        language: Option<String>,
+    },
+    TextLink {
+        url: String,
+    },
+    Blockquote,
+}
+
+/// A message that is answered, and the chat in which its id means it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quote {
+    pub chat: Peer,
+    pub platform_message_id: String,
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::channel::{self, Answer, Call};
-use crate::config::{Bot, BotChannel, HttpBot};
+use crate::config::{Bot, BotChannel, HttpBot, Secret};
 use crate::http::{self, guard};
 use crate::message::Timestamp;
 use crate::telemetry::chain;
@@ -116,6 +116,18 @@ impl Platforms {
         let status = response.status().as_u16();
         let body = bounded_body(response, bytes_max).await.map_err(words)?;
         Ok((status, without_secret(bot, body)))
+    }
+}
+
+impl Platforms {
+    /// A file's bytes, as they come; `timeout` is for all of them.
+    ///
+    /// # Errors
+    /// Why there is no answer, in words.
+    pub async fn download(&self, bot: &Bot, url: &Secret, timeout: Duration) -> Result<reqwest::Response, String> {
+        let client = self.clients.get(&bot.name).ok_or_else(|| "the bot's api_base is not an address".to_owned())?;
+        let response = client.get(url.expose()).timeout(timeout).send().await;
+        response.map_err(|error| chain(&error.without_url()))
     }
 }
 

@@ -20,7 +20,7 @@ use self::share::{Share, Stopping, first_fault, member_id};
 use crate::cluster::{self, Sole};
 use crate::config::{Bot, Config, NatsServer};
 use crate::egress::Egress;
-use crate::ingress::{self, Ingress, Stops, polling};
+use crate::ingress::{self, Ingress, Stops, menus, polling};
 use crate::message::escape;
 use crate::nats_server::ManagedServer;
 use crate::platform::Platforms;
@@ -261,6 +261,10 @@ impl Running {
         let shared = Arc::new(shared);
         let pollers = TaskTracker::new();
         if roles.ingress {
+            tokio::spawn({
+                let (platforms, bots, stop) = (Arc::clone(&platforms), config.bots.clone(), stopping.drain.clone());
+                async move { menus::offer(&platforms, &bots, &stop).await }
+            });
             start_pollers(config, &handle, &shared, &platforms, &stopping.drain, &pollers);
         }
         pollers.close();
@@ -322,7 +326,7 @@ fn start_pollers(
         let (ingress, platforms, stop) = (Arc::clone(ingress), Arc::clone(platforms), stop.clone());
         let (bot, telegram) = (bot.clone(), telegram.clone());
         pollers.spawn(async move {
-            sole.run(|| polling::poll(&ingress, &platforms, &bot, &telegram), stop).await;
+            sole.run(|| Box::pin(polling::poll(&ingress, &platforms, &bot, &telegram)), stop).await;
         });
     }
 }

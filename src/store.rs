@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::message::{ConversationKey, DeliveryStatus, Platform, Replacement, TerminalState, Timestamp};
+use crate::message::{ConversationKey, DeliveryStatus, Peer, Platform, Replacement, TerminalState, Timestamp};
 
+mod chats;
 mod commit;
 mod error;
 mod group;
@@ -35,6 +36,7 @@ use groups::{Groups, Load};
 use journal::Writing;
 use sending::{Beginning, Ending};
 
+pub use chats::ChatState;
 pub use error::StoreError;
 pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
 pub(crate) use merge::{join_patches, merge_patch};
@@ -467,6 +469,69 @@ impl Store {
     /// As [`StoreError::Query`].
     pub async fn claimed_turn(&self, turn_id: Uuid) -> Result<Option<Uuid>, StoreError> {
         on!(self.claimed_turn(turn_id))
+    }
+}
+
+/// Chats, and what people feel about messages.
+impl Store {
+    /// What is known of a chat.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn chat(&self, key: &ConversationKey) -> Result<ChatState, StoreError> {
+        on!(self.chat(key))
+    }
+
+    /// Records that a chat cannot be reached, for a reason, or can again (`None`), as was learnt at `at`. What was learnt
+    /// earlier changes nothing.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`]; calling again is safe.
+    pub async fn note_reachability(
+        &self,
+        key: &ConversationKey,
+        unreachable: Option<&str>,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        on!(self.note_reachability(key, unreachable, at))
+    }
+
+    /// Records that a chat goes on as another one, in one transaction: from now on its conversations are written to there,
+    /// messages from there belong to them, and an open conversation that the new chat has already becomes a part of the old
+    /// one's. Doing it again changes nothing.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`]; calling again is safe.
+    pub async fn move_chat(&self, from: &ConversationKey, to: &Peer, now: Timestamp) -> Result<(), StoreError> {
+        on!(self.move_chat(from, to, now))
+    }
+
+    /// Records somebody's reactions to a message, over earlier ones.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`]; calling again is safe.
+    pub async fn record_feedback(&self, new: &NewFeedback) -> Result<(), StoreError> {
+        on!(self.record_feedback(new))
+    }
+
+    /// The reactions to the replies among a conversation's messages from one ordinal to another; at most 1,000.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn feedback(&self, conversation_id: Uuid, ordinals: (i64, i64)) -> Result<Vec<Feedback>, StoreError> {
+        on!(self.feedback(conversation_id, ordinals))
+    }
+
+    /// Empties what people said in messages that they took back; their places stay. Gives the conversations of each.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`]; calling again is safe.
+    pub async fn erase_messages(
+        &self,
+        key: &ConversationKey,
+        platform_message_ids: &[String],
+    ) -> Result<Vec<Uuid>, StoreError> {
+        on!(self.erase_messages(key, platform_message_ids))
     }
 }
 

@@ -35,15 +35,16 @@ use crate::telemetry::metric;
 
 pub(crate) use burst::ignored;
 pub(crate) use compose::new_conversation;
-pub(crate) use control::paused;
+pub(crate) use notices::paused;
 
 mod burial;
 mod burst;
 mod buttons;
+mod commands;
 mod commit;
 mod compose;
-mod control;
 mod decide;
+mod notices;
 pub mod outbox;
 pub mod progress;
 mod record;
@@ -175,13 +176,17 @@ impl Turns {
                 return Box::pin(self.withdraw(&task.only(deleted), &burst, &steps)).await;
             }
         }
-        Box::pin(self.confirm_arrived(&burst)).await?;
+        for (envelope, notice) in burst.notices() {
+            Box::pin(self.heed(envelope, notice)).await.map_err(|error| away(&error))?;
+        }
         Box::pin(self.amend_stored(&burst)).await?;
         if let Event::Ignored { kind, reason } = &envelope.event {
             let reason = burst::ignored(kind, reason);
-            return match &envelope.control {
-                Some(control) => Box::pin(self.heed(task, envelope, control, reason)).await,
-                None => self.ignore(task, envelope, reason).await,
+            return match &envelope.notice {
+                Some(notice) if notice.changes_who_answers() => {
+                    Box::pin(self.change_who_answers(task, envelope, notice, reason)).await
+                }
+                _ => self.ignore(task, envelope, reason).await,
             };
         }
         if let Event::Agent { text } = &envelope.event {
@@ -196,6 +201,11 @@ impl Turns {
         };
         span.record("gen_ai.conversation.id", tracing::field::display(loaded.conversation.id));
         let decided = match loaded.conversation.status {
+            ConversationStatus::Bot
+                if let Some(decided) = commands::answer(&burst, &settings.bot, &loaded.conversation) =>
+            {
+                decided
+            }
             ConversationStatus::Bot if Box::pin(self.is_out_of_budget(&burst, &settings.bot)).await? => {
                 metric::budget_refusal(&settings.bot.name);
                 Decided::out_of_budget(&settings.bot)
@@ -208,7 +218,8 @@ impl Turns {
         let commit = compose(&burst, settings, &loaded, decided, *responder_time);
         let committed = self.commit(task, commit, Some(&loaded)).await?;
         if let Some(message_id) = burst.pressed_under().filter(|_| spent_buttons) {
-            buttons::take_away(&self.platforms, &settings.bot, &envelope.key.peer, message_id);
+            let under = envelope.came_from.as_ref().unwrap_or(&envelope.key.peer);
+            buttons::take_away(&self.platforms, &settings.bot, under, message_id);
         }
         Ok(committed)
     }
@@ -237,7 +248,7 @@ impl Turns {
         let envelope = &burst.envelope;
         let mut commit = TurnCommit {
             state: TerminalState::Ignored,
-            reason: Some(burst::withdrawal(&envelope.event)),
+            reason: Some(burst::withdrawal(envelope, false)),
             merged: burst.withdrawn(),
             ..frame(task, envelope.key.clone(), envelope.turn_id, envelope.received_at)
         };
@@ -269,6 +280,7 @@ impl Turns {
         };
         let notice = ReplyMessage::text(settings.bot.reject_reply.clone());
         let conversation = row.conversation.map(|conversation| conversation.id);
+        commit.key.peer = row.filed_under.unwrap_or(commit.key.peer);
         commit.deliveries = parts(&commit, conversation, Uuid::now_v7(), &notice);
         self.commit(task, commit, None).await
     }
@@ -298,12 +310,18 @@ impl Turns {
             return Ok(Loaded::Settled(committed));
         }
         if let Some(conversation) = row.conversation {
+            if conversation.chat.unreachable.is_some() && matches!(envelope.event, Event::Message(_)) {
+                // Who writes can be written to.
+                let noted = self.store.note_reachability(&conversation.key, None, envelope.received_at).await;
+                noted.map_err(|error| away(&error))?;
+            }
             return Ok(Loaded::Open(Box::new(Open { conversation, new: None })));
         }
         if let Peer::Conversation(id) = envelope.key.peer {
             return Err(hopeless("no_such_conversation", format!("the conversation {id} does not exist")));
         }
-        let new = new_conversation(envelope);
+        let mut new = new_conversation(envelope);
+        new.key.peer = row.filed_under.unwrap_or(new.key.peer);
         Ok(Loaded::Open(Box::new(Open { conversation: unsaved(&new), new: Some(new) })))
     }
 

@@ -27,6 +27,7 @@ const TURN: &str = "/v1/turns/{turn_id}";
 const EVENTS: &str = "/v1/turns/{turn_id}/events";
 const CONVERSATIONS: &str = "/v1/conversations";
 const CONVERSATION: &str = "/v1/conversations/{id}";
+const FILE: &str = "/v1/files/{bot}/{file_id}";
 const MESSAGES: &str = "/v1/conversations/{id}/messages";
 const TELEGRAM: &str = "/webhooks/telegram/{bot}";
 const MESSENGER: &str = "/webhooks/messenger/{bot}";
@@ -48,7 +49,7 @@ async fn the_description_is_sound_and_names_the_routes_there_are() {
     assert_eq!(document["servers"][0]["url"], "https://bots.example.com");
     let paths: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
     let known = ["/openapi.json", "/healthz", "/readyz", "/metrics"];
-    let talk = [CHAT, TURN, EVENTS, CONVERSATIONS, CONVERSATION, MESSAGES, DELIVERIES, TOTALS, SETTLE];
+    let talk = [CHAT, TURN, EVENTS, CONVERSATIONS, CONVERSATION, MESSAGES, FILE, DELIVERIES, TOTALS, SETTLE];
     let known = [TELEGRAM, MESSENGER, HTTP].into_iter().chain(talk).chain(known);
     assert_eq!(paths, known.collect());
 
@@ -96,6 +97,7 @@ async fn every_answer_is_one_that_is_described() {
     conversation_answers(&api).await;
     webhook_answers(&api).await;
     delivery_answers(&api).await;
+    file_answers(&api).await;
     for path in ["/openapi.json", "/healthz", "/readyz", "/metrics"] {
         api.expect(200, "get", path, api.request(Method::GET, path)).await;
     }
@@ -229,6 +231,15 @@ async fn conversation_answers(api: &Api) {
     let said = api.request(Method::POST, &messages).json(&json!({ "content": "meanwhile" }));
     api.expect(202, "post", MESSAGES, said).await;
     api.deployment.model.release("think");
+}
+
+async fn file_answers(api: &Api) {
+    for (status, file) in [(200, "photo-1"), (404, "unknown"), (413, "huge"), (400, "%ff")] {
+        let request = api.anybody(Method::GET, &format!("/v1/files/{BOT}/{file}")).bearer_auth(CONSOLE_TOKEN);
+        api.expect(status, "get", FILE, request).await;
+    }
+    let nobody = api.anybody(Method::GET, &format!("/v1/files/{BOT}/photo-1"));
+    api.expect(401, "get", FILE, nobody).await;
 }
 
 /// A person of Telegram has one open conversation at most.

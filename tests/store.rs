@@ -11,13 +11,13 @@ use futures_util::future::join_all;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use turnwise::message::{
-    Attachment, Author, Button, Channel, ConversationKey, ConversationStatus, DeliveryStatus, OutboundPart, Peer,
+    Attachment, Author, Button, Channel, ConversationKey, ConversationStatus, DeliveryStatus, Form, OutboundPart, Peer,
     Platform, Role, TerminalState, Timestamp,
 };
 use turnwise::store::{
-    CommitOutcome, Committed, Conversation, ConversationFilter, ConversationPatch, IdempotencyClaim, MergedMessage,
-    NewConversation, NewMessage, Ownership, PendingDelivery, Position, Receipt, SendResult, SendStart, Store,
-    StoreError, TurnCommit, TurnTimings,
+    ChatState, CommitOutcome, Committed, Conversation, ConversationFilter, ConversationPatch, IdempotencyClaim,
+    MergedMessage, NewConversation, NewMessage, Ownership, PendingDelivery, Position, Receipt, SendResult, SendStart,
+    Store, StoreError, TurnCommit, TurnTimings,
 };
 use uuid::Uuid;
 
@@ -417,11 +417,11 @@ async fn deliveries_go_through_their_states(database: &Database) {
     let error = || "HTTP 500".to_owned();
     let sent = || SendResult::Sent { platform_message_id: Some("tg-1".to_owned()) };
 
-    assert_eq!(begin(ids[0]).await, SendStart::Begun { attempt: 1 });
-    assert_eq!(begin(ids[0]).await, SendStart::Begun { attempt: 1 }, "the same beginning, its answer lost");
+    assert_eq!(begin(ids[0]).await, begun(1));
+    assert_eq!(begin(ids[0]).await, begun(1), "the same beginning, its answer lost");
     assert_eq!(begin_at(ids[0], 2).await, SendStart::Interrupted);
     assert_eq!(settle(ids[0], SendResult::NotSent { error: error() }).await, None);
-    assert_eq!(begin(ids[0]).await, SendStart::Begun { attempt: 2 });
+    assert_eq!(begin(ids[0]).await, begun(2));
     assert_eq!(settle(ids[0], sent()).await, Some(DeliveryStatus::Sent));
     assert!(matches!(begin(ids[0]).await, SendStart::Settled(found) if found.status() == DeliveryStatus::Sent));
     assert_eq!(settle(ids[0], SendResult::Failed { error: error() }).await, Some(DeliveryStatus::Sent));
@@ -464,7 +464,7 @@ async fn a_delivery_of_a_partition_taken_over_is_not_begun(database: &Database) 
     let id = turn.deliveries[0].delivery_id;
     let later = store.take_over(former.stream, &[0], 0).await.unwrap()[0].ownership;
     assert_eq!(store.begin_send(id, &former, at(1)).await.unwrap(), SendStart::Fenced);
-    assert_eq!(store.begin_send(id, &later, at(1)).await.unwrap(), SendStart::Begun { attempt: 1 });
+    assert_eq!(store.begin_send(id, &later, at(1)).await.unwrap(), begun(1));
 }
 
 async fn what_a_crash_left_is_found_in_order(database: &Database) {
@@ -942,6 +942,7 @@ fn turn_in(
         parts: 2,
         content: format!("part {part} to {peer}"),
         buttons: Vec::new(),
+        form: Form::default(),
         created_at: at(20),
     };
     TurnCommit {
@@ -956,6 +957,7 @@ fn turn_in(
         responder: Some("echo".to_owned()),
         conversation_id: Some(conversation_id),
         new_conversation,
+        messages_read: None,
         deliveries: vec![part(0), part(1)],
         messages: vec![question, answer],
         key,
@@ -973,6 +975,10 @@ fn turn_in(
         started_at: at(11),
         committed_at: at(20),
     }
+}
+
+fn begun(attempt: u32) -> SendStart {
+    SendStart::Begun { attempt, chat: ChatState::default() }
 }
 
 fn message(role: Role, author: Author, content: &str) -> NewMessage {

@@ -19,7 +19,9 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use uuid::Uuid;
 
 use crate::config::{Config, Database};
-use crate::message::{Author, Channel, ConversationKey, OutboundPart, Peer, Platform, Role, TerminalState, Timestamp};
+use crate::message::{
+    Author, Channel, ConversationKey, Form, OutboundPart, Peer, Platform, Role, TerminalState, Timestamp,
+};
 use crate::store::{CommitOutcome, NewConversation, NewMessage, Ownership, Position, Store, TurnCommit, TurnTimings};
 use crate::stream::Connection;
 use crate::telemetry::chain;
@@ -239,6 +241,7 @@ fn turn(ownership: Ownership, key: &ConversationKey, conversation_id: Uuid, sequ
         part: 0,
         parts: 1,
         content: TEXT.to_owned(),
+        form: Form::default(),
         buttons: Vec::new(),
         created_at: now,
     };
@@ -254,6 +257,7 @@ fn turn(ownership: Ownership, key: &ConversationKey, conversation_id: Uuid, sequ
         attempts: 1,
         responder: Some("bench".to_owned()),
         conversation_id: Some(conversation_id),
+        messages_read: None,
         new_conversation: first.then(|| NewConversation {
             id: conversation_id,
             key: key.clone(),

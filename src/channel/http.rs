@@ -82,7 +82,7 @@ fn message(data: &Object<'_>) -> Result<Reading, Refusal> {
     let message =
         InboundMessage { text, attachments, payload, platform_message_id: data.id("id"), ..InboundMessage::default() };
     let peer = Peer::User(conversation);
-    Ok(Reading { peer, sender, event: Event::Message(message), amendment: None })
+    Ok(Reading { peer, sender, event: Event::Message(message), amendment: None, notice: None })
 }
 
 fn sender(user: &Object<'_>) -> Option<Sender> {

@@ -16,11 +16,11 @@ use super::json::{self, Object};
 use super::{Call, Reading, Refusal, Stamp, Verified, split};
 use crate::config::{Bot, BotChannel, MessengerBot, Secret};
 use crate::message::{
-    Amendment, Attachment, Button, Control, Event, InboundMessage, OutboundPart, Peer, Platform, Replacement, Sender,
+    Amendment, Attachment, Button, Event, InboundMessage, OutboundPart, Peer, Platform, Replacement, Sender,
 };
 
 pub(super) mod answer;
-mod control;
+mod notice;
 
 /// The longest text of one message. Meta says 2000 characters; UTF-16 units never undercount.
 pub(super) const TEXT_UNITS_MAX: usize = 2000;
@@ -122,14 +122,12 @@ impl<'a> Batch<'a, '_, '_> {
         let change = if list == "changes" { Object::read(raw) } else { None };
         let raw = change.as_ref().and_then(|change| change.raw("value")).unwrap_or(raw);
         let Some(event) = Object::read(raw) else { return self.keep(bot, page, list, "unreadable", raw) };
-        let (reading, mid, control) = read(&event, list == "standby", app_id(bot));
+        let (reading, mid) = read(&event, list == "standby", app_id(bot));
         let dedupe_id = match mid.filter(|_| matches!(reading.event, Event::Message(_))) {
             Some(mid) => format!("messenger:{}:{}", super::dedupe_piece(page), super::dedupe_piece(&mid)),
             None => hashed(page, list, raw),
         };
-        let mut verified = super::verified(bot, Platform::Messenger, dedupe_id, reading, raw, self.stamp);
-        verified.0.control = control;
-        self.accepted.push(verified);
+        self.accepted.push(super::verified(bot, Platform::Messenger, dedupe_id, reading, raw, self.stamp));
     }
 
     fn bot_of(&self, page: &str) -> Option<&'a Bot> {
@@ -165,8 +163,8 @@ fn hashed(page: &str, list: &str, raw: &RawValue) -> String {
     format!("messenger:{}:{hash}", super::dedupe_piece(page))
 }
 
-/// What an event is, the id of its message if it has one, and what it says beside.
-fn read(event: &Object<'_>, standby: bool, app_id: Option<&str>) -> (Reading, Option<String>, Option<Control>) {
+/// What an event is, and the id of its message if it has one.
+fn read(event: &Object<'_>, standby: bool, app_id: Option<&str>) -> (Reading, Option<String>) {
     let mut names: Vec<&str> = event.names().filter(|name| !FRAME.contains(name)).collect();
     names.sort_by_key(|name| !matches!(*name, "message" | "postback"));
     let kind = names.first().copied().unwrap_or("none");
@@ -186,16 +184,17 @@ fn read(event: &Object<'_>, standby: bool, app_id: Option<&str>) -> (Reading, Op
         ("message" | "message_edit", Some(content)) => amendment(kind, content),
         _ => None,
     };
-    let control = content.as_ref().filter(|_| !standby && peer.is_some());
-    let control = control.and_then(|content| control::read(kind, content, app_id));
+    let notice = content.as_ref().filter(|_| !standby && peer.is_some());
+    let notice = notice.and_then(|content| notice::read(kind, content, app_id));
     let turn = turn.and_then(|message| if peer.is_some() { Ok(message) } else { Err("no sender") });
     let reading = Reading {
         sender: peer.as_ref().filter(|_| !echo).and_then(sender),
         peer: peer.unwrap_or(Peer::Bot),
         event: turn.map_or_else(|reason| super::ignored(kind, reason), Event::Message),
         amendment,
+        notice,
     };
-    (reading, content.and_then(|content| content.text("mid")), control)
+    (reading, content.and_then(|content| content.text("mid")))
 }
 
 /// What an edit or a deletion makes of the message. An edit names the text alone.

@@ -5,6 +5,8 @@
 //! but whitespace between them; no grapheme is cut unless it alone exceeds the limit; a code fence that is cut is closed in
 //! one part and opened again, with its language, in the next.
 
+use std::ops::Range;
+
 use unicode_segmentation::UnicodeSegmentation;
 
 /// The longest line still read as a code fence, in bytes: three backticks and the longest language name fit many times.
@@ -56,6 +58,58 @@ pub(super) fn split(content: &str, limit: usize) -> Vec<String> {
         (rest, start) = resume(tail, cut);
     }
     parts
+}
+
+/// What a place in a text is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Prose,
+    /// Where only the end of a line is better than any other place.
+    Code,
+}
+
+/// Where the parts of a text lie that is no markup any more, in bytes and in order: every part within `limit` units, trimmed,
+/// not blank, and cut at the best boundary of its second half. `place` tells of a number of units from the beginning what lies
+/// there; in code, spaces at the beginning of a part stay.
+pub(super) fn ranges(text: &str, limit: usize, place: impl Fn(usize) -> Place) -> Vec<Range<usize>> {
+    let mut ranges = Vec::new();
+    let (mut at, mut unit) = (0, 0);
+    while at < text.len() {
+        let rest = &text[at..];
+        let line = rest.trim_start_matches(['\n', '\r']);
+        let begin = if place(unit) == Place::Code { line } else { rest.trim_start() };
+        unit += units(&rest[..rest.len() - begin.len()]);
+        at = text.len() - begin.len();
+        let length = part_length(begin, limit, |inside| place(unit + inside));
+        let part = begin[..length].trim_end();
+        if !part.trim_start().is_empty() {
+            ranges.push(at..at + part.len());
+        }
+        unit += units(&begin[..length]);
+        at += length;
+    }
+    ranges
+}
+
+/// How much of `text` the next part takes, in bytes: something, unless there is nothing.
+fn part_length(text: &str, limit: usize, place: impl Fn(usize) -> Place) -> usize {
+    let mut used = 0;
+    let mut best: Option<(Boundary, usize)> = None;
+    for (at, grapheme) in text.grapheme_indices(true) {
+        used += units(grapheme);
+        if used > limit {
+            return best.map_or_else(|| cut_grapheme(text, limit, None).at, |(_, end)| end);
+        }
+        let end = at + grapheme.len();
+        let boundary = match used < limit / 2 {
+            true => Boundary::Grapheme,
+            false => boundary(text, at, end, place(used) == Place::Code),
+        };
+        if best.is_none_or(|(found, _)| boundary <= found) {
+            best = Some((boundary, end));
+        }
+    }
+    text.len()
 }
 
 /// The longest beginning of `text` within `limit` units that cuts no grapheme.

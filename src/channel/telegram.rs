@@ -12,13 +12,20 @@ use subtle::ConstantTimeEq;
 
 use self::addressing::Me;
 use super::json::{self, Object};
-use super::{Answer, Call, Reading, Refusal, Scope, Stamp, Verified};
+use super::{Answer, Call, Piece, Reading, Refusal, Scope, Stamp, Verified};
 use crate::config::{Bot, Secret, TelegramBot};
 use crate::message::{Amendment, Button, Event, InboundMessage, OutboundPart, Peer, Platform, Replacement};
 
 mod addressing;
 mod content;
+mod files;
+mod markdown;
+mod notice;
+mod parts;
 pub mod polling;
+
+pub use files::{FileError, file, get_file};
+pub(super) use parts::parts;
 
 /// The longest text of one message, in UTF-16 units (Bot API, "sendMessage": 4096 characters).
 pub(super) const TEXT_UNITS_MAX: usize = 4096;
@@ -41,6 +48,12 @@ const TELEGRAM_ACCOUNT: i64 = 777_000;
 
 /// The General topic of a forum: the group itself, which `sendMessage` addresses without a thread id.
 const GENERAL_TOPIC: i64 = 1;
+
+/// The update kind of the button that ends an answer.
+const STOP: &str = "stopped_message_generation";
+
+/// A guest's answer needs a title, which nobody sees.
+const GUEST_TITLE: &str = "Answer";
 
 const UNKNOWN_KIND: &str = "unknown kind";
 
@@ -97,7 +110,7 @@ fn accept(
     let dedupe_id = format!("telegram:{}:{update_id}", super::dedupe_piece(&bot.name));
     let kind = kind(update);
     let reading = match update.object(kind) {
-        Some(content) => read(kind, &content, &Me::new(telegram)),
+        Some(content) => read(kind, &content, telegram),
         None if reason(kind) == UNKNOWN_KIND => Reading::ignored(Peer::Bot, kind, UNKNOWN_KIND),
         None => Reading::ignored(Peer::Bot, kind, "unreadable"),
     };
@@ -123,7 +136,7 @@ fn reason(kind: &str) -> &'static str {
         "channel_post" => "channel post",
         "business_connection" | "business_message" | "deleted_business_messages" => "business account",
         "guest_message" => "guest mode",
-        "stopped_message_generation" => "stop button",
+        STOP => "stop button",
         "my_chat_member" | "chat_member" | "chat_join_request" | "chat_boost" | "removed_chat_boost" => "membership",
         "message"
         | "callback_query"
@@ -142,22 +155,29 @@ fn reason(kind: &str) -> &'static str {
     }
 }
 
-fn read(kind: &str, content: &Object<'_>, me: &Me<'_>) -> Reading {
+fn read(kind: &str, content: &Object<'_>, telegram: &TelegramBot) -> Reading {
+    let me = &Me::new(telegram);
     let place = if kind == "callback_query" { content.object("message") } else { None };
     let place = place.as_ref().unwrap_or(content);
-    let peer = peer(place);
+    let peer = peer(kind, place);
     let event = match (kind, &peer) {
         ("message" | "callback_query", None) => Err("no chat"),
         ("message", Some(_)) => message(content, is_private(content), me),
         ("callback_query", Some(_)) => callback(content, place),
+        ("channel_post", Some(_)) if telegram.channel_posts => message(content, true, me),
+        ("business_message", Some(Peer::Business { .. })) if telegram.business => of_business(content, me),
+        ("guest_message", Some(_)) => of_guest(content, me),
         _ => Err(reason(kind)),
     };
-    let amendment = if kind == "edited_message" && peer.is_some() { amendment(content) } else { None };
+    let is_amended = kind == "edited_message" || (kind == "edited_business_message" && telegram.business);
+    let amendment = if is_amended && peer.is_some() { amendment(content) } else { None };
+    let notice = notice::notice(kind, content, peer.as_ref());
     Reading {
         peer: peer.unwrap_or(Peer::Bot),
         sender: content::sender(content),
         event: event.map_or_else(|reason| super::ignored(kind, reason), Event::Message),
         amendment,
+        notice,
     }
 }
 
@@ -171,11 +191,15 @@ fn amendment(edited: &Object<'_>) -> Option<Amendment> {
     says_something.then_some(Amendment { platform_message_id, replacement: Some(replacement) })
 }
 
-/// The conversation a message belongs to. `message_thread_id` alone is none: plain reply threads have one too.
-fn peer(message: &Object<'_>) -> Option<Peer> {
+/// The conversation a message belongs to. `message_thread_id` alone is none: plain reply threads have one too. A stop has no
+/// other mark, and comes from where the answer was being written.
+fn peer(kind: &str, message: &Object<'_>) -> Option<Peer> {
     let id = message.object("chat")?.integer("id")?.to_string();
+    if let Some(connection) = message.text("business_connection_id").filter(|connection| !connection.is_empty()) {
+        return Some(Peer::Business { connection, user: id });
+    }
     let topic = message.integer("message_thread_id").filter(|topic| *topic != GENERAL_TOPIC);
-    match topic.filter(|_| message.flag("is_topic_message")) {
+    match topic.filter(|_| message.flag("is_topic_message") || kind == STOP) {
         Some(topic) => Some(Peer::Topic { group: id, topic: topic.to_string() }),
         None if is_private(message) => Some(Peer::User(id)),
         None => Some(Peer::Group(id)),
@@ -203,19 +227,37 @@ fn message(message: &Object<'_>, private: bool, me: &Me<'_>) -> Result<InboundMe
     let (text, entities) = content::text(message);
     let attachments = content::attachments(message);
     if text.is_empty() && attachments.is_empty() {
-        return Err("service message");
+        let has_moved = ["migrate_to_chat_id", "migrate_from_chat_id"].into_iter().any(|name| message.has(name));
+        return Err(if has_moved { "chat moved" } else { "service message" });
     }
     if !private {
         addressing::addressed(message, &text, entities, me)?;
     }
+    let command = addressing::command_to(message, &text, entities, me);
     Ok(InboundMessage {
         text,
         attachments,
         // Ephemeral messages have 0, which cannot be quoted.
         platform_message_id: message.integer("message_id").filter(|id| *id != 0).map(|id| id.to_string()),
         album_id: message.id("media_group_id"),
+        command,
         ..InboundMessage::default()
     })
+}
+
+/// The turn that a message to a business account makes: the owner's own, and what bots sent for the owner, make none.
+fn of_business(message: &Object<'_>, me: &Me<'_>) -> Result<InboundMessage, &'static str> {
+    let id_of = |member| message.object(member).and_then(|object| object.integer("id"));
+    if message.has("sender_business_bot") || id_of("from") != id_of("chat") {
+        return Err("sent by the business");
+    }
+    self::message(message, true, me)
+}
+
+/// The turn that a message makes which calls the bot where it is no member.
+fn of_guest(message: &Object<'_>, me: &Me<'_>) -> Result<InboundMessage, &'static str> {
+    let query = message.text("guest_query_id").ok_or("no query")?;
+    Ok(InboundMessage { guest_query_id: Some(query), ..self::message(message, true, me)? })
 }
 
 /// The turn a button press makes, or why it makes none.
@@ -242,17 +284,71 @@ fn label(message: &Object<'_>, data: &str) -> Option<String> {
     pressed.next()?.text("text")
 }
 
-/// The `sendMessage` call for `part`, as plain text: nothing in it can be read as markup, so nothing can be refused as
-/// broken markup. `None` for peers that are no chat.
-pub(super) fn call(telegram: &TelegramBot, part: &OutboundPart) -> Option<Call> {
-    let mut body = addressed_to(&part.key.peer)?;
+/// The `sendMessage` call for `part`. Formatting goes as entities: nothing in the text can be read as markup, so nothing can
+/// be refused as broken markup. `None` for peers that are no chat.
+pub(super) fn call(telegram: &TelegramBot, part: &OutboundPart, without: &[Piece]) -> Option<Call> {
+    if let Some(query) = &part.form.guest_query_id {
+        return Some(answer_guest(telegram, part, query, without));
+    }
+    let peer = match &part.key.peer {
+        Peer::Topic { group, .. } if without.contains(&Piece::Topic) => &Peer::Group(group.clone()),
+        peer => peer,
+    };
+    let mut body = addressed_to(peer)?;
     body["text"] = json!(part.content);
-    body["link_preview_options"] = json!({ "is_disabled": true });
+    body["link_preview_options"] = json!({ "is_disabled": !telegram.link_previews });
+    if let Some(entities) = entities(part, without) {
+        body["entities"] = entities;
+    }
+    // A message's id means something in its own chat only.
+    let quote = part.form.quote.as_ref().filter(|quote| quote.chat == part.key.peer);
+    if let Some(quote) = quote.filter(|_| !without.contains(&Piece::Quote)) {
+        let message_id = number_if_possible(&quote.platform_message_id);
+        body["reply_parameters"] = json!({ "message_id": message_id, "allow_sending_without_reply": true });
+    }
     let keyboard = keyboard(&part.buttons);
     if !keyboard.is_empty() {
         body["reply_markup"] = json!({ "inline_keyboard": keyboard });
     }
     Some(method(telegram, "sendMessage", body))
+}
+
+/// The `answerGuestQuery` call: one article, which is shown in the chat where the bot was called.
+fn answer_guest(telegram: &TelegramBot, part: &OutboundPart, query: &str, without: &[Piece]) -> Call {
+    let mut content = json!({
+        "message_text": part.content,
+        "link_preview_options": { "is_disabled": !telegram.link_previews },
+    });
+    if let Some(entities) = entities(part, without) {
+        content["entities"] = entities;
+    }
+    let id = part.delivery_id.simple().to_string();
+    let result = json!({ "type": "article", "id": id, "title": GUEST_TITLE, "input_message_content": content });
+    method(telegram, "answerGuestQuery", json!({ "guest_query_id": query, "result": result }))
+}
+
+fn entities(part: &OutboundPart, without: &[Piece]) -> Option<serde_json::Value> {
+    let entities = Some(&part.form.entities).filter(|entities| !entities.is_empty());
+    entities.filter(|_| !without.contains(&Piece::Formatting)).map(|entities| json!(entities))
+}
+
+/// The `setMyCommands` request with the bot's menu.
+#[must_use]
+pub fn menu(telegram: &TelegramBot) -> serde_json::Value {
+    let entry = |(name, description): (&str, &str)| json!({ "command": name, "description": description });
+    json!({ "commands": telegram.menu().into_iter().map(entry).collect::<Vec<_>>() })
+}
+
+/// The call that tells what the bot's menu offers.
+#[must_use]
+pub fn get_menu(telegram: &TelegramBot) -> Call {
+    method(telegram, "getMyCommands", json!({}))
+}
+
+/// The call that makes the bot's menu that of the configuration.
+#[must_use]
+pub fn set_menu(telegram: &TelegramBot) -> Call {
+    method(telegram, "setMyCommands", menu(telegram))
 }
 
 /// The `sendChatAction` call that shows "is typing". `None` for peers that are no chat.
@@ -269,8 +365,11 @@ pub(super) fn acknowledgement(telegram: &TelegramBot, callback_id: &str) -> Call
 
 /// The `editMessageReplyMarkup` call that takes the buttons away. `None` for peers that are no chat.
 pub(super) fn without_buttons(telegram: &TelegramBot, peer: &Peer, message_id: &str) -> Option<Call> {
-    let (Peer::User(chat) | Peer::Group(chat) | Peer::Topic { group: chat, .. }) = peer else { return None };
-    let body = json!({ "chat_id": number_if_possible(chat), "message_id": number_if_possible(message_id) });
+    let mut body = match peer {
+        Peer::Topic { group, .. } => addressed_to(&Peer::Group(group.clone()))?,
+        peer => addressed_to(peer)?,
+    };
+    body["message_id"] = number_if_possible(message_id);
     Some(method(telegram, "editMessageReplyMarkup", body))
 }
 
@@ -280,6 +379,9 @@ fn addressed_to(peer: &Peer) -> Option<serde_json::Value> {
         Peer::User(chat) | Peer::Group(chat) => json!({ "chat_id": number_if_possible(chat) }),
         Peer::Topic { group, topic } => {
             json!({ "chat_id": number_if_possible(group), "message_thread_id": number_if_possible(topic) })
+        }
+        Peer::Business { connection, user } => {
+            json!({ "chat_id": number_if_possible(user), "business_connection_id": connection })
         }
         Peer::Conversation(_) | Peer::Bot => return None,
     })
@@ -325,10 +427,32 @@ pub(super) fn classify(status: u16, retry_after: Option<Duration>, body: &[u8]) 
         }
         500.. => Answer::NotSent { error },
         403 => Answer::Failed { error, unreachable: true },
-        _ => {
-            let unreachable = parameter("migrate_to_chat_id").is_some() || names_a_lost_chat(&error);
-            Answer::Failed { error, unreachable }
-        }
+        _ => match (parameter("migrate_to_chat_id"), spoiled_by(&error)) {
+            (Some(chat), _) => Answer::Moved { to: Peer::Group(chat.to_string()), error },
+            (None, Some(by)) => Answer::Spoiled { by, error },
+            (None, None) => Answer::Failed { unreachable: names_a_lost_chat(&error), error },
+        },
+    }
+}
+
+/// Which piece of a message Telegram did not like: it says so by nothing but the wording.
+fn spoiled_by(description: &str) -> Option<Piece> {
+    let description = description.to_ascii_lowercase();
+    let says = |words: &[&str]| words.iter().any(|words| description.contains(words));
+    if says(&[
+        "can't parse entities",
+        "can't parse messageentity",
+        "entity_bounds_invalid",
+        "entity_",
+        "entities_too_long",
+    ]) {
+        Some(Piece::Formatting)
+    } else if says(&["message thread not found", "topic_closed", "topic_deleted"]) {
+        Some(Piece::Topic)
+    } else if says(&["message to be replied not found", "replied message not found", "reply_message_id_invalid"]) {
+        Some(Piece::Quote)
+    } else {
+        None
     }
 }
 

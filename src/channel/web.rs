@@ -51,7 +51,8 @@ pub fn accept(message: ChatMessage<'_>) -> Verified {
             ..InboundMessage::default()
         }),
         amendment: None,
-        control: None,
+        notice: None,
+        came_from: None,
         raw: None,
     })
 }
@@ -70,7 +71,8 @@ pub fn accept_agent(conversation: &Conversation, turn_id: Uuid, text: &str, now:
         metadata: None,
         event: Event::Agent { text: json::without_nul(text) },
         amendment: None,
-        control: None,
+        notice: None,
+        came_from: None,
         raw: None,
     })
 }

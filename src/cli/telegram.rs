@@ -14,12 +14,15 @@ use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use self::diagnosis::{Expected, diagnose};
 use super::{WithConfig, print, say};
-use crate::channel::telegram::polling::ALLOWED_UPDATES;
+use crate::channel::telegram::{self, polling::allowed_updates};
 use crate::config::{BotChannel, Config, TelegramBot, Updates};
 use crate::http;
 use crate::message::Timestamp;
 use crate::telemetry;
+
+mod diagnosis;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Telegram {
@@ -83,11 +86,15 @@ pub(super) async fn run(config: &Config, command: &Telegram) -> anyhow::Result<E
                 return Ok(wrong_configuration(&wrong));
             };
             let body = json!({
-                "url": url, "secret_token": secret.expose(), "allowed_updates": ALLOWED_UPDATES,
-                "max_connections": 40,
+                "url": url, "secret_token": secret.expose(), "allowed_updates": allowed_updates(telegram),
+                "max_connections": diagnosis::CONNECTIONS,
             });
             call::<Value>(telegram, "setWebhook", &body).await?;
             say(&format!("Telegram sends the updates of \"{name}\" to {url}"));
+            if !telegram.commands.is_empty() {
+                call::<Value>(telegram, "setMyCommands", &telegram::menu(telegram)).await?;
+                say(&format!("its menu offers {} commands", telegram.menu().len()));
+            }
         }
         Telegram::DeleteWebhook(_) => {
             call::<Value>(telegram, "deleteWebhook", &json!({})).await?;
@@ -104,8 +111,10 @@ pub(super) async fn run(config: &Config, command: &Telegram) -> anyhow::Result<E
                 }
             };
             say(mode);
-            let expected = webhook_url(config, name).ok();
-            for finding in diagnose(&info, telegram.updates, expected.as_deref(), Timestamp::now()) {
+            let url = webhook_url(config, name).ok();
+            let expected =
+                Expected { updates: telegram.updates, url: url.as_deref(), kinds: &allowed_updates(telegram) };
+            for finding in diagnose(&info, &expected, Timestamp::now()) {
                 say(&format!("warning: {}", without_token(telegram, &finding)));
             }
         }
@@ -173,60 +182,4 @@ fn without_token(bot: &TelegramBot, text: &str) -> String {
     let token = bot.token.expose();
     let secret = token.split_once(':').map_or(token, |(_, secret)| secret);
     text.replace(token, "[redacted]").replace(secret, "[redacted]")
-}
-
-/// What an operator should know of `getWebhookInfo`'s answer.
-fn diagnose(info: &Value, updates: Updates, expected: Option<&str>, now: Timestamp) -> Vec<String> {
-    let mut findings = Vec::new();
-    let url = info["url"].as_str().unwrap_or_default();
-    match expected {
-        _ if updates == Updates::Polling && url.is_empty() => {}
-        _ if updates == Updates::Polling => findings.push(
-            "a webhook is set, so no update can be fetched; `turnwise telegram delete-webhook` removes it".to_owned(),
-        ),
-        _ if url.is_empty() => findings.push("no webhook is set; run `turnwise telegram set-webhook`".to_owned()),
-        Some(expected) if url != expected => {
-            findings.push(format!("updates go to another address than this configuration's {expected}"));
-        }
-        _ => {}
-    }
-    if let Some(pending) = info["pending_update_count"].as_u64().filter(|pending| *pending > 0) {
-        findings.push(format!("{pending} updates wait at Telegram, which keeps them for at most 24 hours"));
-    }
-    if let (Some(date), Some(message)) = (info["last_error_date"].as_i64(), info["last_error_message"].as_str()) {
-        let age = now.micros_since(Timestamp::from_micros(date.saturating_mul(1_000_000))) / 60_000_000;
-        findings.push(format!("the last delivery failed {age} minutes ago: {message}"));
-    }
-    findings
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_diagnosis_names_what_is_wrong() {
-        let now = Timestamp::from_micros(1_787_000_600_000_000);
-        let check = |info: Value, expected: &[&str]| {
-            let webhook = Some("https://bots.example.com/webhooks/telegram/support");
-            assert_eq!(diagnose(&info, Updates::Webhook, webhook, now), expected);
-        };
-        let polling = |info: Value| diagnose(&info, Updates::Polling, None, now);
-        assert_eq!(polling(json!({ "url": "" })), Vec::<String>::new());
-        let set = "a webhook is set, so no update can be fetched; `turnwise telegram delete-webhook` removes it";
-        assert_eq!(polling(json!({ "url": "https://elsewhere.example.com/hook" })), [set]);
-        check(json!({ "url": "https://bots.example.com/webhooks/telegram/support", "pending_update_count": 0 }), &[]);
-        check(json!({ "url": "" }), &["no webhook is set; run `turnwise telegram set-webhook`"]);
-        check(
-            json!({
-                "url": "https://elsewhere.example.com/hook", "pending_update_count": 3,
-                "last_error_date": 1_787_000_000, "last_error_message": "Wrong response from the webhook: 401",
-            }),
-            &[
-                "updates go to another address than this configuration's https://bots.example.com/webhooks/telegram/support",
-                "3 updates wait at Telegram, which keeps them for at most 24 hours",
-                "the last delivery failed 10 minutes ago: Wrong response from the webhook: 401",
-            ],
-        );
-    }
 }

@@ -17,7 +17,7 @@ use super::sections::TURNS;
 use super::{
     Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, SendLimits, TelegramBot, Updates, WebBot,
 };
-use super::{http_bot, limits};
+use super::{commands, http_bot, limits};
 use crate::message::Channel;
 
 /// A name is a token of every subject; JetStream's subjects should stay below 256 bytes together with the peer's.
@@ -71,6 +71,10 @@ const CHANNEL_KEYS: &[(&str, &[Channel])] = &[
     ("webhook_secret", &[Channel::Telegram]),
     ("updates", &[Channel::Telegram]),
     ("username", &[Channel::Telegram]),
+    ("commands", &[Channel::Telegram]),
+    ("link_previews", &[Channel::Telegram]),
+    ("channel_posts", &[Channel::Telegram]),
+    ("business", &[Channel::Telegram]),
     ("api_base", &[Channel::Telegram, Channel::Messenger]),
     ("app_secret", &[Channel::Messenger]),
     ("verify_token", &[Channel::Messenger]),
@@ -78,7 +82,7 @@ const CHANNEL_KEYS: &[(&str, &[Channel])] = &[
     ("page_id", &[Channel::Messenger]),
     ("app_id", &[Channel::Messenger]),
     ("api_version", &[Channel::Messenger]),
-    ("api_keys", &[Channel::Web]),
+    ("api_keys", &[Channel::Telegram, Channel::Web]),
     ("origins", &[Channel::Web]),
     ("conversation_ttl", &[Channel::Web]),
     ("rate_limit", &[Channel::Web]),
@@ -217,6 +221,11 @@ fn telegram(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<Te
     let webhook_secret = is_secret_needed.then(|| table.required_secret("webhook_secret", &secret::WEBHOOK_SECRET));
     let api_base = table.optional("api_base", &base_url(TelegramBot::DEFAULT_API_BASE));
     let username = table.optional("username", &username());
+    let commands = commands::read(table);
+    let keys = table.value("api_keys").and_then(|keys| api_keys(&keys, "nobody else"));
+    let allowed = |key| table.optional(key, &flag()).unwrap_or(false);
+    let (link_previews, channel_posts, business) =
+        (allowed("link_previews"), allowed("channel_posts"), allowed("business"));
 
     let token = token?;
     if let Some(value) = table.value("token") {
@@ -233,6 +242,11 @@ fn telegram(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<Te
         api_base: api_base.unwrap_or_else(|| TelegramBot::DEFAULT_API_BASE.to_owned()),
         updates,
         username,
+        commands,
+        api_keys: keys.unwrap_or_default(),
+        link_previews,
+        channel_posts,
+        business,
     })
 }
 
@@ -277,8 +291,9 @@ fn api_version() -> Expected<String> {
 }
 
 fn web(table: &Table<'_>) -> WebBot {
+    let keys = table.value("api_keys").and_then(|keys| api_keys(&keys, "everybody who reaches the port"));
     WebBot {
-        api_keys: table.value("api_keys").and_then(|keys| api_keys(&keys)).unwrap_or_default(),
+        api_keys: keys.unwrap_or_default(),
         origins: table.value("origins").and_then(|origins| self::origins(&origins)).unwrap_or_default(),
         conversation_ttl: table
             .optional("conversation_ttl", &duration(CONVERSATION_TTL, "24h"))
@@ -288,10 +303,10 @@ fn web(table: &Table<'_>) -> WebBot {
 }
 
 /// An empty list is refused: it reads as "nobody", and would mean "everybody".
-fn api_keys(value: &Value<'_>) -> Option<Vec<Secret>> {
+fn api_keys(value: &Value<'_>, without: &str) -> Option<Vec<Secret>> {
     let keys = value.items("write a list such as [{ env = \"NAME\" }]")?;
     if keys.is_empty() || keys.len() > API_KEYS_MAX {
-        let right = format!("write 1 to {API_KEYS_MAX} keys, or remove it to let in everybody who reaches the port");
+        let right = format!("write 1 to {API_KEYS_MAX} keys, or remove it to let in {without}");
         value.problem(format!("lists {} keys", keys.len()), right);
     }
     Some(keys.iter().filter_map(|key| key.secret(&secret::ANY)).collect())

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::HttpBot;
+use super::commands::BotCommand;
 use super::secret::Secret;
 use crate::message::Channel;
 
@@ -362,10 +363,34 @@ pub struct TelegramBot {
     pub updates: Updates,
     /// The bot's @name without the @, for groups: absent, only replies and text mentions address it there.
     pub username: Option<String>,
+    /// Beside those that every bot has.
+    pub commands: Vec<BotCommand>,
+    /// For callers that fetch files.
+    pub api_keys: Vec<Secret>,
+    /// Whether links in replies show what is behind them.
+    pub link_previews: bool,
+    /// Whether posts in channels, of which the bot is an administrator, make turns.
+    pub channel_posts: bool,
+    /// Whether messages to business accounts that people have connected make turns.
+    pub business: bool,
 }
 
 impl TelegramBot {
     pub(super) const DEFAULT_API_BASE: &str = "https://api.telegram.org";
+
+    /// The commands that every bot has, unless the configuration says otherwise: one begins a new history, the other shows the
+    /// menu.
+    pub const NEW: &str = "new";
+    pub const HELP: &str = "help";
+
+    /// Name and description of each command, in the order of the names.
+    #[must_use]
+    pub fn menu(&self) -> BTreeMap<&str, &str> {
+        let mut menu =
+            BTreeMap::from([(Self::NEW, "Begin a new conversation"), (Self::HELP, "Show what I understand")]);
+        menu.extend(self.commands.iter().map(|command| (command.name.as_str(), command.description.as_str())));
+        menu
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -106,6 +106,12 @@ pub(super) fn as_web(bot: &Bot) -> Option<&WebBot> {
     }
 }
 
+/// Whether the caller shows one of these keys, or the console token.
+pub(super) fn has_key(headers: &HeaderMap, console: Option<&Secret>, keys: &[Secret]) -> bool {
+    let Some(token) = bearer(headers) else { return false };
+    matches_any(token, keys) || console.is_some_and(|secret| equal(token, secret).into())
+}
+
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;

@@ -2,6 +2,7 @@
 //!
 //! Refuses to wait for turns: a change is one short transaction, and a running turn's commit writes over none of it.
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use axum::body::Body;
@@ -21,7 +22,7 @@ use super::openapi::{Operation, Routes, Security};
 use super::problem::Problem;
 use super::{Ingress, Shared, agents, json as answer, store_problem};
 use crate::message::{Channel, ConversationStatus, Platform, Timestamp};
-use crate::store::{Conversation, ConversationFilter, ConversationPatch, StoredMessage};
+use crate::store::{Conversation, ConversationFilter, ConversationPatch, Feedback, StoredMessage};
 
 /// Rows of one page when the caller does not say, and at most.
 const PAGE_DEFAULT: u32 = 50;
@@ -162,9 +163,45 @@ struct MessagesQuery {
 
 #[derive(Debug, Serialize, JsonSchema)]
 struct MessagesPage {
-    messages: Vec<StoredMessage>,
+    messages: Vec<MessageView>,
     /// For the page before this one in time; null on the first one.
     next_before: Option<i64>,
+}
+
+/// A message, with what people feel about it.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "MessageWithFeedback")]
+struct MessageView {
+    #[serde(flatten)]
+    message: StoredMessage,
+    /// Reactions, one entry for each person who has any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    feedback: Vec<FeedbackView>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Feedback")]
+struct FeedbackView {
+    /// The platform's id of the person.
+    sender: String,
+    /// Emoji, or the platform's names of others.
+    reactions: Vec<String>,
+    received_at: Timestamp,
+}
+
+/// Puts each person's reactions beside the message that they are to.
+fn with_feedback(messages: Vec<StoredMessage>, feedback: Vec<Feedback>) -> Vec<MessageView> {
+    let mut by_message: HashMap<Uuid, Vec<FeedbackView>> = HashMap::new();
+    for Feedback { message_id, sender, reactions, received_at } in feedback {
+        if !reactions.is_empty() {
+            by_message.entry(message_id).or_default().push(FeedbackView { sender, reactions, received_at });
+        }
+    }
+    let view = |message: StoredMessage| {
+        let feedback = by_message.remove(&message.id).unwrap_or_default();
+        MessageView { message, feedback }
+    };
+    messages.into_iter().map(view).collect()
 }
 
 /// The newest page, oldest message first; `before` takes the `next_before` of the page seen last.
@@ -185,6 +222,12 @@ async fn messages(
     let messages =
         ingress.store.messages(conversation.id, before, limit).await.map_err(|error| store_problem(&error))?;
     let next_before = messages.first().map(|message| message.ordinal).filter(|ordinal| *ordinal > 1);
+    let ordinals = messages.first().zip(messages.last()).map(|(first, last)| (first.ordinal, last.ordinal));
+    let feedback = match ordinals.filter(|_| conversation.key.channel == Channel::Telegram) {
+        Some(ordinals) => ingress.store.feedback(conversation.id, ordinals).await,
+        None => Ok(Vec::new()),
+    };
+    let messages = with_feedback(messages, feedback.map_err(|error| store_problem(&error))?);
     Ok(answer(200, &MessagesPage { messages, next_before }))
 }
 
@@ -303,6 +346,12 @@ struct ConversationView {
     bot: String,
     /// The other end as its channel names it: `user-`, `group-` or `conv-` and an id.
     peer: String,
+    /// The peer that its messages are sent to: another one than `peer` once the platform has moved the chat.
+    address: String,
+    /// Why nothing that is sent arrives, until the person writes again; null while nothing is known to be wrong.
+    unreachable: Option<String>,
+    /// When that was learnt.
+    unreachable_since: Option<Timestamp>,
     platform: Platform,
     device_id: Option<String>,
     status: ConversationStatus,
@@ -324,6 +373,9 @@ impl From<Conversation> for ConversationView {
             channel: conversation.key.channel,
             bot: conversation.key.bot.to_string(),
             peer: conversation.key.peer.to_string(),
+            address: conversation.address().to_string(),
+            unreachable_since: conversation.chat.reachability_at.filter(|_| conversation.chat.unreachable.is_some()),
+            unreachable: conversation.chat.unreachable,
             platform: conversation.platform,
             device_id: conversation.device_id,
             status: conversation.status,

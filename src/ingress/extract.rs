@@ -15,6 +15,9 @@ pub(super) struct Parameters<T>(pub(super) T);
 /// The one variable segment of the path.
 pub(super) struct Segment(pub(super) String);
 
+/// The two variable segments of the path.
+pub(super) struct Segments(pub(super) String, pub(super) String);
+
 impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Parameters<T> {
     type Rejection = Problem;
 
@@ -30,9 +33,20 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let Path(segment) = Path::from_request_parts(parts, state)
-            .await
-            .map_err(|_| Problem::new(400, "malformed", "The address is not percent-encoded UTF-8."))?;
+        let Path(segment) = Path::from_request_parts(parts, state).await.map_err(|_| malformed())?;
         Ok(Self(segment))
     }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Segments {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path((first, second)) = Path::from_request_parts(parts, state).await.map_err(|_| malformed())?;
+        Ok(Self(first, second))
+    }
+}
+
+fn malformed() -> Problem {
+    Problem::new(400, "malformed", "The address is not percent-encoded UTF-8.")
 }

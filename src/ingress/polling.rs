@@ -120,6 +120,7 @@ async fn take(ingress: &Ingress, bot: &Bot, telegram: &TelegramBot, batch: Batch
     let mut conversations: HashMap<ConversationKey, Vec<Verified>> = HashMap::new();
     for update in batch.updates {
         if let Some(verified) = read(bot, telegram, &update) {
+            let verified = file(ingress, verified).await;
             conversations.entry(verified.envelope().key.clone()).or_default().push(verified);
         }
     }
@@ -143,6 +144,20 @@ fn read(bot: &Bot, telegram: &TelegramBot, update: &Update) -> Option<Verified> 
             count(bot.channel(), &bot.name, "malformed");
         })
         .ok()
+}
+
+/// Files an event, for as long as it takes to record a move: behind it in the batch can be messages that depend on it.
+async fn file(ingress: &Ingress, verified: Verified) -> Verified {
+    let mut pause = pauses(Duration::from_secs(5));
+    loop {
+        match ingress.file(verified.clone()).await {
+            Ok(filed) => return filed,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "the move of a chat is not recorded yet");
+                tokio::time::sleep(pause.next_backoff().unwrap_or(CONFLICT_PAUSE)).await;
+            }
+        }
+    }
 }
 
 async fn publish(ingress: &Ingress, bot: &Bot, verified: &Verified) {

@@ -83,6 +83,7 @@ async fn from_telegram(
     let secret = headers.get("x-telegram-bot-api-secret-token").map(HeaderValue::as_bytes);
     let verified = telegram::receive(bot, telegram, secret, &body, &mut stamp(&mut Uuid::now_v7))
         .map_err(|refusal| refused(bot, &refusal))?;
+    let verified = ingress.filed(verified).await?;
     ingress.publish(&verified).await?;
     Ok(json(200, &Nothing {}))
 }

@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use crate::config::{Bot, Burst};
 use crate::message::{
-    Author, Channel, Control, ConversationKey, Envelope, Event, InboundMessage, OutboundPart, Peer, Role,
-    TerminalState, Timestamp,
+    Author, Channel, ConversationKey, Envelope, Event, InboundMessage, Notice, OutboundPart, Peer, Role, TerminalState,
+    Timestamp,
 };
 use crate::store::{DELETED, MergedMessage, NewConversation, NewMessage, Ownership, Position, TurnCommit, TurnTimings};
 use crate::stream::{Letter, StreamMessage};
@@ -175,7 +175,7 @@ impl Evidence<'_> {
         };
         let bot = self.bots.get(&*envelope.key.bot);
         let is = |notice: Option<&String>| {
-            notice.is_some_and(|notice| parts.iter().all(|part| part.part.content == *notice))
+            notice.is_some_and(|notice| parts.iter().all(|part| written(&part.part) == notice))
         };
         // Only a notice opens no conversation.
         let is_notice = parts.first().is_some_and(|part| part.part.conversation_id.is_none());
@@ -303,8 +303,8 @@ impl<'a> Lane<'a, '_> {
         };
         let mut commit = self.frame(found, TerminalState::Ignored, &[]);
         commit.reason = Some(turn::ignored(kind, reason));
-        let control = found.envelope.as_ref().and_then(|envelope| envelope.control.as_ref());
-        if let (Some(Control::Said { text, attachments, .. }), Some(conversation)) = (control, self.current) {
+        let control = found.envelope.as_ref().and_then(|envelope| envelope.notice.as_ref());
+        if let (Some(Notice::Said { text, attachments, .. }), Some(conversation)) = (control, self.current) {
             let said = new_message(Uuid::now_v7(), Role::Assistant, Author::Agent, text.clone(), found.received_at());
             commit.conversation_id = Some(conversation);
             commit.messages.push(NewMessage { attachments: attachments.clone(), ..said });
@@ -372,6 +372,7 @@ impl<'a> Lane<'a, '_> {
             responder: None,
             conversation_id: None,
             new_conversation: None,
+            messages_read: None,
             messages: Vec::new(),
             metadata_patches: Vec::new(),
             workflow_state: None,
@@ -404,11 +405,17 @@ fn reply(commit: &mut TurnCommit, parts: &[Part]) -> u64 {
     for parts in parts.chunk_by(|left, right| left.part.message_id == right.part.message_id) {
         let contents: Vec<&str> = parts.iter().map(|part| part.part.content.as_str()).collect();
         let Some(Part { part: first, .. }) = parts.first() else { continue };
-        joined += u64::from(contents.len() > 1);
-        let content = contents.join("\n\n");
+        let is_joined = first.form.source.is_none() && contents.len() > 1;
+        joined += u64::from(is_joined);
+        let content = if is_joined { contents.join("\n\n") } else { written(first).to_owned() };
         commit.messages.push(new_message(first.message_id, Role::Assistant, Author::Bot, content, first.created_at));
     }
     joined
+}
+
+/// A part as its author wrote it: with its formatting as markup, then all of the message.
+fn written(part: &OutboundPart) -> &str {
+    part.form.source.as_ref().unwrap_or(&part.content)
 }
 
 fn user_message(found: &Found) -> Option<NewMessage> {

@@ -35,6 +35,8 @@ pub enum Label {
     Aside,
     /// An aside that changes or takes back an earlier message of the lane: it goes with that message while it waits.
     Amends { id: Arc<str> },
+    /// An aside that ends the turn that runs when it comes, unless that has changed something outside; otherwise an aside.
+    Stops,
     /// Nothing is known of it: a turn of its own.
     Opaque,
 }
@@ -42,7 +44,7 @@ pub enum Label {
 impl Label {
     /// Whether nobody waits for an answer.
     pub(super) const fn is_aside(&self) -> bool {
-        matches!(self, Self::Aside | Self::Amends { .. })
+        matches!(self, Self::Aside | Self::Amends { .. } | Self::Stops)
     }
 }
 
@@ -76,7 +78,7 @@ impl Waiting {
     fn album(&self) -> Option<&Arc<str>> {
         match &self.label {
             Label::Said { album, .. } => album.as_ref(),
-            Label::Pressed | Label::Aside | Label::Amends { .. } | Label::Opaque => None,
+            Label::Pressed | Label::Aside | Label::Amends { .. } | Label::Stops | Label::Opaque => None,
         }
     }
 }
@@ -123,7 +125,11 @@ pub(super) fn amendments(waiting: &VecDeque<Waiting>, length: usize) -> Vec<u64>
         waiting.iter().take(length).any(names)
     };
     let behind = waiting.iter().skip(length).rev();
-    let found = behind.filter(|message| matches!(&message.label, Label::Amends { id } if amends(id)));
+    let found = behind.filter(|message| match &message.label {
+        Label::Amends { id } => amends(id),
+        Label::Stops => true,
+        _ => false,
+    });
     let mut sequences: Vec<u64> = found.map(|message| message.sequence).take(TURN_MESSAGES_MAX).collect();
     sequences.reverse();
     sequences

@@ -281,7 +281,8 @@ impl<'a> Turns<'a> {
         self.decide(|turn| {
             let is_opened = turn.new_conversation.as_ref().is_none_or(|new| opened.contains(&new.id));
             let is_there = turn.conversation_id.is_none_or(|id| current.contains_key(&id));
-            Ok((!is_opened || !is_there).then_some(CommitOutcome::ConversationMoved))
+            let is_left = turn.conversation_id.and_then(|id| current.get(&id)).is_some_and(|now| is_left(turn, now));
+            Ok((!is_opened || !is_there || is_left).then_some(CommitOutcome::ConversationMoved))
         })?;
         Ok(current)
     }
@@ -301,6 +302,14 @@ impl<'a> Turns<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether the conversation is not the one that the turn has read: its messages went to another one, or another lane of the
+/// same chat wrote to it.
+fn is_left(turn: &TurnCommit, now: &Conversation) -> bool {
+    let is_filed_elsewhere = now.chat.filed_under.is_some() && now.status != ConversationStatus::Closed;
+    let is_shared = now.chat.moved_to.is_some() || now.status == ConversationStatus::Closed;
+    is_filed_elsewhere || (is_shared && turn.messages_read.is_some_and(|read| read != now.message_count))
 }
 
 /// What is left of a turn whose conversation was taken over while it was decided, if that is to end it.

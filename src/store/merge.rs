@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::values::ConversationChange;
-use super::{Conversation, ConversationPatch, NewConversation, NewMessage, SNIPPET_CHARS, TurnCommit};
+use super::{ChatState, Conversation, ConversationPatch, NewConversation, NewMessage, SNIPPET_CHARS, TurnCommit};
 use crate::message::{Channel, ConversationKey, ConversationStatus, Peer, Platform, Role, Timestamp};
 
 /// What new messages make of a conversation, whoever wrote them.
@@ -94,6 +94,7 @@ pub(super) fn opened(new: &NewConversation) -> Conversation {
         last_message_at: None,
         message_count: 0,
         metadata: storable_object(&new.metadata),
+        chat: ChatState::default(),
         created_at: new.created_at,
         updated_at: new.created_at,
     }

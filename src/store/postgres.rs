@@ -18,6 +18,7 @@ use super::rows::{self, Columns};
 use super::{CONNECT_TIMEOUT, Ownership, StoreError, Takeover, schema};
 use crate::message::Timestamp;
 
+mod chats;
 mod commit;
 mod conversations;
 mod deliveries;

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::NewAction;
+use super::{ChatState, NewAction};
 use crate::message::{
-    Attachment, Author, ConversationKey, ConversationStatus, DeliveryStatus, OutboundPart, Platform, Role,
+    Attachment, Author, ConversationKey, ConversationStatus, DeliveryStatus, OutboundPart, Peer, Platform, Role,
     TerminalState, Timestamp,
 };
 
@@ -55,8 +55,19 @@ pub struct Conversation {
     pub last_message_at: Option<Timestamp>,
     pub message_count: i64,
     pub metadata: Map<String, Value>,
+    /// What is known of its chat.
+    #[serde(skip)]
+    pub chat: ChatState,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+}
+
+impl Conversation {
+    /// The peer that its messages are sent to.
+    #[must_use]
+    pub fn address(&self) -> &Peer {
+        self.chat.moved_to.as_ref().unwrap_or(&self.key.peer)
+    }
 }
 
 /// The longest snippet kept of a message: one line of a list on a wide screen.
@@ -179,6 +190,9 @@ pub struct TurnCommit {
     pub conversation_id: Option<Uuid>,
     /// Written first when the turn is the conversation's first; its id is `conversation_id`.
     pub new_conversation: Option<NewConversation>,
+    /// How many messages the conversation had when the turn read it; `None` when it did not read them. While a chat moves, and
+    /// messages of it can be in two lanes, only the turn that has read everything is written.
+    pub messages_read: Option<i64>,
     pub messages: Vec<NewMessage>,
     /// RFC 7386 merge patches, applied in this order to the metadata as it is inside the transaction. Several cannot always be
     /// made one: no patch says that an object takes the place of another.
@@ -375,15 +389,17 @@ pub enum CommitOutcome {
 pub struct TurnContextRow {
     /// Set when the ledger already holds the message: the turn must not run.
     pub already: Option<Committed>,
-    /// The open conversation of the key, if there is one.
+    /// The open conversation of the key, or of the chat that it is filed under; `None` when there is none.
     pub conversation: Option<Conversation>,
+    /// The chat whose conversations the key's messages belong to, if not its own.
+    pub filed_under: Option<Peer>,
 }
 
 /// What [`super::Store::begin_send`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SendStart {
     /// Now `sending`, by us: go on. `attempt` counts from 1.
-    Begun { attempt: u32 },
+    Begun { attempt: u32, chat: ChatState },
     /// It was already `sending` when we looked: a crash came between the call and its answer.
     Interrupted,
     /// Nothing is left to do.
@@ -411,6 +427,28 @@ pub enum SendResult {
     Uncertain {
         error: String,
     },
+}
+
+/// Somebody's reactions to a message, to be recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewFeedback {
+    /// Of the chat.
+    pub key: ConversationKey,
+    pub platform_message_id: String,
+    /// The platform's id of the person or chat that reacted.
+    pub sender: String,
+    /// Emoji, or the platform's names of others; empty when they were taken back.
+    pub reactions: Vec<String>,
+    pub received_at: Timestamp,
+}
+
+/// Somebody's reactions to a stored message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Feedback {
+    pub message_id: Uuid,
+    pub sender: String,
+    pub reactions: Vec<String>,
+    pub received_at: Timestamp,
 }
 
 /// A delivery as stored.

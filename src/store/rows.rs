@@ -10,11 +10,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::chats::{ChatState, Opened};
 use super::merge::{storable, storable_json};
 use super::sending::Found;
 use super::{
-    Action, AddressedDelivery, Committed, Conversation, DeliveryCursor, DeliveryRow, DeliveryTotal, JournalEntry,
-    NewMessage, PendingDelivery, PendingPage, Position, StoreError, StoredMessage, Turn, TurnContextRow,
+    Action, AddressedDelivery, Committed, Conversation, DeliveryCursor, DeliveryRow, DeliveryTotal, Feedback,
+    JournalEntry, NewMessage, PendingDelivery, PendingPage, Position, StoreError, StoredMessage, Turn, TurnContextRow,
 };
 use crate::message::{ConversationKey, OutboundPart, Peer, Timestamp};
 
@@ -22,7 +23,8 @@ use crate::message::{ConversationKey, OutboundPart, Peer, Timestamp};
 macro_rules! conversation_columns {
     () => {
         "c.id, c.channel, c.bot, c.peer, c.platform, c.device_id, c.status, c.assignee, c.snippet, c.last_message_at, \
-         c.message_count, c.metadata, c.created_at, c.updated_at"
+         c.message_count, c.metadata, c.created_at, c.updated_at, (SELECT h.state FROM chats h \
+         WHERE h.channel = c.channel AND h.bot = c.bot AND h.peer = c.peer) AS chat"
     };
 }
 
@@ -37,7 +39,7 @@ macro_rules! message_columns {
 macro_rules! pending_columns {
     () => {
         "id, turn_id, stream, sequence, ordinal, conversation_id, message_id, channel, bot, peer, part, parts, content, \
-         buttons, traceparent, created_at"
+         buttons, form, traceparent, created_at"
     };
 }
 
@@ -125,6 +127,7 @@ pub(super) fn conversation(row: &impl Columns) -> Result<Conversation, StoreErro
         last_message_at: optional_moment(row, "last_message_at")?,
         message_count: number(row, "message_count")?,
         metadata: document(row, "metadata")?.unwrap_or_default(),
+        chat: chat(row)?,
         created_at: moment(row, "created_at")?,
         updated_at: moment(row, "updated_at")?,
     })
@@ -134,7 +137,13 @@ pub(super) fn conversation(row: &impl Columns) -> Result<Conversation, StoreErro
 pub(super) fn turn_context(row: &impl Columns, dedupe_id: &str) -> Result<TurnContextRow, StoreError> {
     let already = optional_uuid(row, "turn_id")?.map(|_| committed(row, dedupe_id.to_owned()));
     let conversation = optional_uuid(row, "id")?.map(|_| conversation(row));
-    Ok(TurnContextRow { already: already.transpose()?, conversation: conversation.transpose()? })
+    let filed_under =
+        optional_text(row, "filed_under")?.map(|peer| peer.parse().map_err(|_| unreadable("filed_under")));
+    Ok(TurnContextRow {
+        already: already.transpose()?,
+        conversation: conversation.transpose()?,
+        filed_under: filed_under.transpose()?,
+    })
 }
 
 /// By what a conversation is looked up: its peer, or its id when that is how the peer is named.
@@ -143,6 +152,24 @@ pub(super) fn peer_or_id(peer: &Peer) -> (Option<String>, Option<Uuid>) {
         Peer::Conversation(id) => (None, Some(*id)),
         peer => (Some(peer.to_string()), None),
     }
+}
+
+/// A chat's state, which the column of this name need not have.
+pub(super) fn chat(row: &impl Columns) -> Result<ChatState, StoreError> {
+    Ok(document(row, "chat")?.unwrap_or_default())
+}
+
+pub(super) fn opened(row: &impl Columns) -> Result<Opened, StoreError> {
+    Ok(Opened { id: uuid(row, "id")?, message_count: number(row, "message_count")?, status: word(row, "status")? })
+}
+
+pub(super) fn feedback(row: &impl Columns) -> Result<Feedback, StoreError> {
+    Ok(Feedback {
+        message_id: uuid(row, "message_id")?,
+        sender: text(row, "sender")?,
+        reactions: document(row, "reactions")?.unwrap_or_default(),
+        received_at: moment(row, "received_at")?,
+    })
 }
 
 pub(super) fn message(row: &impl Columns) -> Result<StoredMessage, StoreError> {
@@ -188,6 +215,7 @@ pub(super) fn pending(row: &impl Columns) -> Result<PendingDelivery, StoreError>
         parts: number(row, "parts")?,
         content: text(row, "content")?,
         buttons: document(row, "buttons")?.unwrap_or_default(),
+        form: document(row, "form")?.unwrap_or_default(),
         created_at: moment(row, "created_at")?,
     };
     Ok(PendingDelivery { part, traceparent: optional_text(row, "traceparent")? })
@@ -302,6 +330,7 @@ pub(super) fn found(row: &impl Columns) -> Result<(Uuid, Found), StoreError> {
         status: word(row, "status")?,
         attempts: number(row, "attempts")?,
         tried_at: optional_moment(row, "tried_at")?,
+        chat: chat(row)?,
     };
     Ok((uuid(row, "id")?, found))
 }

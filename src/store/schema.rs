@@ -14,6 +14,7 @@ macro_rules! migrations {
             (3, "brain", include_str!(concat!("../../migrations/", $folder, "/0003_brain.sql"))),
             (4, "token_budgets", include_str!(concat!("../../migrations/", $folder, "/0004_token_budgets.sql"))),
             (5, "operator_actions", include_str!(concat!("../../migrations/", $folder, "/0005_operator_actions.sql"))),
+            (6, "chats", include_str!(concat!("../../migrations/", $folder, "/0006_chats.sql"))),
             (7, "http_channel", include_str!(concat!("../../migrations/", $folder, "/0007_http_channel.sql"))),
         ]
     };

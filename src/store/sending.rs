@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::commit::{Locked, is_owned};
 use super::merge::storable;
 use super::values::{DeliveryBegun, DeliveryEnded};
-use super::{Ownership, SendResult, SendStart, Settled};
+use super::{ChatState, Ownership, SendResult, SendStart, Settled};
 use crate::message::{DeliveryStatus, Timestamp};
 
 /// A send that somebody wants to begin.
@@ -33,6 +33,7 @@ pub(super) struct Found {
     pub(super) attempts: u32,
     /// When the last attempt began.
     pub(super) tried_at: Option<Timestamp>,
+    pub(super) chat: ChatState,
 }
 
 /// Judges beginnings of different deliveries; in their order. Those that are begun are yet to be written.
@@ -44,7 +45,7 @@ pub(super) fn begin_all(locked: &Locked, beginnings: &[&Beginning]) -> (Vec<Send
     };
     let starts = beginnings.iter().map(start).collect::<Vec<_>>();
     let begun = beginnings.iter().zip(&starts).filter_map(|(beginning, start)| match start {
-        SendStart::Begun { attempt } => {
+        SendStart::Begun { attempt, .. } => {
             Some(DeliveryBegun { id: beginning.delivery_id, attempts: i64::from(*attempt), tried_at: beginning.now })
         }
         _ => None,
@@ -75,11 +76,11 @@ pub(super) fn end_all<'a>(locked: &Locked, endings: &[&'a Ending]) -> (Vec<Optio
 
 /// What beginning a send finds. `Begun` is yet to be written.
 fn begin(delivery_id: Uuid, found: &Found, now: Timestamp) -> SendStart {
-    let Found { status, attempts, tried_at } = *found;
+    let Found { status, attempts, tried_at, ref chat } = *found;
     match status {
         // The same beginning, asked for again because its answer got lost: no call was made.
-        DeliveryStatus::Sending if tried_at == Some(now) => SendStart::Begun { attempt: attempts },
-        DeliveryStatus::Pending => SendStart::Begun { attempt: attempts.saturating_add(1) },
+        DeliveryStatus::Sending if tried_at == Some(now) => SendStart::Begun { attempt: attempts, chat: chat.clone() },
+        DeliveryStatus::Pending => SendStart::Begun { attempt: attempts.saturating_add(1), chat: chat.clone() },
         DeliveryStatus::Sending => SendStart::Interrupted,
         DeliveryStatus::Sent | DeliveryStatus::Failed | DeliveryStatus::Uncertain => {
             SendStart::Settled(Settled { message_id: delivery_id.to_string(), status })

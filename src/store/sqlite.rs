@@ -20,6 +20,7 @@ use super::rows::{self, Columns};
 use super::{BATCH_ROWS, CONNECT_TIMEOUT, Ownership, StoreError, Takeover, schema};
 use crate::message::Timestamp;
 
+mod chats;
 mod commit;
 mod conversations;
 mod deliveries;

@@ -107,6 +107,8 @@ pub(super) struct DeliveryValues<'a> {
     pub(super) content: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) buttons: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) form: Option<Value>,
     pub(super) traceparent: Option<&'a str>,
     #[serde(serialize_with = "micros")]
     pub(super) created_at: Timestamp,
@@ -315,6 +317,7 @@ pub(super) fn deliveries(turn: &TurnCommit) -> impl Iterator<Item = DeliveryValu
         parts: i32::from(part.parts),
         content: storable(&part.content),
         buttons: (!part.buttons.is_empty()).then(|| storable_json(&json!(part.buttons))),
+        form: (!part.form.is_plain()).then(|| storable_json(&json!(part.form))),
         traceparent: turn.traceparent.as_deref(),
         created_at: part.created_at,
     })

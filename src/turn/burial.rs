@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::Turns;
 use super::burst::Burst;
-use super::compose::{frame, parts};
+use super::compose::{for_guest, frame, parts};
 use super::record::TurnRecord;
 use super::verdict::{Step, away};
 use crate::message::{Channel, ConversationKey, ConversationStatus, Peer, ReplyMessage, TerminalState};
@@ -50,10 +50,14 @@ impl Turns {
         TurnRecord::of(&steps, || Value::Null, bot).keep_in(&mut commit, journal);
         if let Some(text) = self.notice(&key, failure) {
             let row = self.store.load_turn(&key, &task.message().message_id).await.map_err(|error| away(&error))?;
+            commit.key.peer = row.filed_under.unwrap_or(commit.key.peer);
             // Who has taken the conversation over speaks for the bot.
             if row.conversation.as_ref().is_none_or(|conversation| conversation.status == ConversationStatus::Bot) {
                 let conversation = row.conversation.map(|conversation| conversation.id);
                 commit.deliveries = parts(&commit, conversation, Uuid::now_v7(), &ReplyMessage::text(text));
+                if let Some(burst) = &burst {
+                    for_guest(&mut commit.deliveries, burst);
+                }
             }
         }
         let receipts = self.commit(task, commit, None).await?;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::verdict::decode;
 use crate::config::{self, Bot};
 use crate::message::{
-    Amendment, Channel, Control, Envelope, Event, InboundMessage, SCHEMA_VERSION, TerminalState, Timestamp,
+    Amendment, Channel, Envelope, Event, InboundMessage, Notice, Peer, Quote, SCHEMA_VERSION, TerminalState, Timestamp,
 };
 use crate::responder::journal::MEMBERS_STEP;
 use crate::responder::{NewUserMessage, Responder};
@@ -36,7 +36,7 @@ struct Glance {
     #[serde(default)]
     amendment: Option<GlancedAmendment>,
     #[serde(default)]
-    control: Option<GlancedControl>,
+    notice: Option<GlancedNotice>,
 }
 
 #[derive(Deserialize)]
@@ -51,7 +51,7 @@ struct GlancedEvent {
 }
 
 #[derive(Deserialize)]
-struct GlancedControl {
+struct GlancedNotice {
     r#type: String,
 }
 
@@ -64,12 +64,15 @@ struct GlancedAmendment {
 pub(super) fn label(message: &StreamMessage) -> Label {
     let is_newer = message.schema_version.is_some_and(|version| version > SCHEMA_VERSION);
     let glance = serde_json::from_slice::<Glance>(&message.payload).ok().filter(|_| !is_newer);
-    let Some(Glance { event, amendment, control }) = glance else { return Label::Opaque };
+    let Some(Glance { event, amendment, notice }) = glance else { return Label::Opaque };
     match (event.r#type.as_str(), amendment) {
         ("ignored", Some(amendment)) => Label::Amends { id: amendment.platform_message_id },
-        // Who answers changes between two turns; that a reply has arrived changes nothing for them.
-        ("ignored", None) if control.is_some_and(|control| control.r#type != "arrived") => Label::Opaque,
-        ("ignored", None) => Label::Aside,
+        ("ignored", None) => match notice.as_ref().map(|notice| notice.r#type.as_str()) {
+            Some("stop") => Label::Stops,
+            // Who answers changes between two turns.
+            Some("said" | "taken" | "returned") => Label::Opaque,
+            _ => Label::Aside,
+        },
         ("message", _) if event.payload.is_some() => Label::Pressed,
         ("message", _) => Label::Said { album: event.album_id, id: event.platform_message_id },
         _ => Label::Opaque,
@@ -110,6 +113,13 @@ impl<'a> Burst<'a> {
     fn amend(&mut self) {
         for index in 0..self.earlier.len() {
             let (amending, envelope) = &self.earlier[index];
+            if envelope.notice == Some(Notice::Stop) && amending.sequence > self.task.message().sequence {
+                let amending = *amending;
+                let said_before = self.earlier[..index].iter().filter(|(_, envelope)| said(envelope).is_some());
+                let stopped = said_before.map(|(message, _)| *message).chain([self.task.message(), amending]);
+                self.deleted.extend(stopped);
+                continue;
+            }
             let Some(amendment) = envelope.amendment.clone() else { continue };
             let amending = *amending;
             let answered = (self.task.message(), &mut self.envelope);
@@ -140,17 +150,6 @@ impl<'a> Burst<'a> {
         self.unmet.iter()
     }
 
-    /// The deliveries that have arrived, and the ids that the platform gave them.
-    pub(super) fn arrived(&self) -> impl Iterator<Item = (Uuid, Option<&str>)> {
-        let envelopes = self.earlier.iter().map(|(_, envelope)| envelope).chain([&self.envelope]);
-        envelopes.filter_map(|envelope| match &envelope.control {
-            Some(Control::Arrived { delivery_id, platform_message_id }) => {
-                Some((*delivery_id, platform_message_id.as_deref()))
-            }
-            _ => None,
-        })
-    }
-
     /// The messages that their senders took back before their turn, with the events that did so; none, or two at least.
     pub(super) fn deleted(&self) -> Vec<Arc<StreamMessage>> {
         let mut deleted: Vec<_> = self.deleted.iter().map(|message| Arc::clone(message)).collect();
@@ -161,9 +160,10 @@ impl<'a> Burst<'a> {
 
     /// The rows of all messages but the last when none of them is to be answered.
     pub(super) fn withdrawn(&self) -> Vec<MergedMessage> {
+        let is_stopped = self.envelope.notice == Some(Notice::Stop);
         let row = |(message, envelope): &(&Arc<StreamMessage>, Envelope)| MergedMessage {
             state: TerminalState::Ignored,
-            reason: Some(withdrawal(&envelope.event)),
+            reason: Some(withdrawal(envelope, is_stopped)),
             ..row(self.task, message, envelope)
         };
         self.earlier.iter().map(row).collect()
@@ -226,6 +226,31 @@ impl<'a> Burst<'a> {
         envelopes.filter_map(|envelope| said(envelope).map(|message| (envelope, message)))
     }
 
+    /// What its events tell of their chats, in order.
+    pub(super) fn notices(&self) -> impl Iterator<Item = (&Envelope, &Notice)> {
+        let envelopes = self.earlier.iter().map(|(_, envelope)| envelope).chain([&self.envelope]);
+        envelopes.filter_map(|envelope| envelope.notice.as_ref().map(|notice| (envelope, notice)))
+    }
+
+    /// The command that is answered, without its slash.
+    pub(super) fn command(&self) -> Option<&str> {
+        said(&self.envelope)?.command.as_deref()
+    }
+
+    /// The query by which somebody called the bot as a guest: it is answered once, and in no other way.
+    pub(super) fn guest_query(&self) -> Option<&str> {
+        said(&self.envelope)?.guest_query_id.as_deref()
+    }
+
+    /// The message that is answered, where several people talk and would not know which one it is.
+    pub(super) fn quote(&self) -> Option<Quote> {
+        let chat = self.envelope.came_from.as_ref().unwrap_or(&self.envelope.key.peer);
+        let is_group =
+            matches!(chat, Peer::Group(_)) || matches!(chat, Peer::Topic { group, .. } if group.starts_with('-'));
+        let id = said(&self.envelope)?.platform_message_id.as_ref().filter(|_| is_group)?;
+        Some(Quote { chat: chat.clone(), platform_message_id: id.clone() })
+    }
+
     /// The message under which a button was pressed, when the turn is one of a press.
     pub(super) fn pressed_under(&self) -> Option<&str> {
         said(&self.envelope)?.pressed_under.as_deref()
@@ -272,9 +297,10 @@ impl<'a> Burst<'a> {
 }
 
 /// Why a message that was taken back is not answered, and what took it back.
-pub(super) fn withdrawal(event: &Event) -> String {
-    match event {
+pub(super) fn withdrawal(envelope: &Envelope, is_stopped: bool) -> String {
+    match &envelope.event {
         Event::Ignored { kind, reason } => ignored(kind, reason),
+        Event::Message(_) | Event::Agent { .. } if is_stopped => "message: its answer was stopped".to_owned(),
         Event::Message(_) | Event::Agent { .. } => "message: deleted before its turn".to_owned(),
     }
 }

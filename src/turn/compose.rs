@@ -13,11 +13,11 @@ use super::{Open, Settings};
 use crate::channel;
 use crate::config::ReplyInFlight;
 use crate::message::{
-    Author, ConversationKey, ConversationStatus, Envelope, OutboundPart, Platform, ReplyMessage, Role, TerminalState,
-    Timestamp,
+    Author, ConversationKey, ConversationStatus, Envelope, Form, OutboundPart, Platform, ReplyMessage, Role,
+    TerminalState, Timestamp,
 };
 use crate::scheduler::Task;
-use crate::store::{Conversation, NewConversation, NewMessage, Position, TurnCommit};
+use crate::store::{ChatState, Conversation, NewConversation, NewMessage, Position, TurnCommit};
 use crate::telemetry;
 
 /// The commit of an answered or silent turn.
@@ -29,7 +29,8 @@ pub(super) fn compose(
     responder_time: Duration,
 ) -> TurnCommit {
     let envelope = &burst.envelope;
-    let mut commit = frame(burst.task, envelope.key.clone(), envelope.turn_id, envelope.received_at);
+    let mut commit = frame(burst.task, loaded.conversation.key.clone(), envelope.turn_id, envelope.received_at);
+    commit.messages_read = Some(loaded.conversation.message_count);
     commit.merged = burst.merged(&settings.bot);
     commit.state = decided.state();
     commit.reason = decided.reason.map(str::to_owned);
@@ -58,10 +59,19 @@ pub(super) fn compose(
         created_at: commit.committed_at,
     });
     commit.messages.extend(transcript);
+    let mut quote = burst.quote();
+    let is_guest = burst.guest_query().is_some();
     for reply in decided.reply.messages {
         let reply = ReplyMessage { content: reply.content.replace('\0', ""), ..reply };
         let id = Uuid::now_v7();
-        commit.deliveries.extend(parts(&commit, Some(loaded.conversation.id), id, &reply));
+        let mut parts = parts(&commit, Some(loaded.conversation.id), id, &reply);
+        if let Some(part) = parts.first_mut() {
+            part.form.quote = quote.take();
+        }
+        for_guest(&mut parts, burst);
+        if !is_guest || commit.deliveries.is_empty() {
+            commit.deliveries.extend(parts);
+        }
         commit.messages.push(NewMessage {
             id,
             role: Role::Assistant,
@@ -86,7 +96,7 @@ pub(super) fn compose(
 
 /// The commit of a human agent's message.
 pub(super) fn say(task: &Task, envelope: &Envelope, loaded: &Open, text: &str) -> TurnCommit {
-    let mut commit = frame(task, envelope.key.clone(), envelope.turn_id, envelope.received_at);
+    let mut commit = frame(task, loaded.conversation.key.clone(), envelope.turn_id, envelope.received_at);
     commit.conversation_id = Some(loaded.conversation.id);
     let id = Uuid::now_v7();
     commit.deliveries = parts(&commit, Some(loaded.conversation.id), id, &ReplyMessage::text(text));
@@ -119,6 +129,7 @@ pub(super) fn frame(task: &Task, key: ConversationKey, turn_id: Uuid, received_a
         responder: None,
         conversation_id: None,
         new_conversation: None,
+        messages_read: None,
         messages: Vec::new(),
         metadata_patches: Vec::new(),
         workflow_state: None,
@@ -144,12 +155,12 @@ pub(super) fn parts(
     message_id: Uuid,
     reply: &ReplyMessage,
 ) -> Vec<OutboundPart> {
-    let contents = channel::parts(commit.key.channel, &reply.content);
-    let count = u16::try_from(contents.len()).unwrap_or(u16::MAX);
-    contents
+    let texts = channel::parts(commit.key.channel, &reply.content);
+    let count = u16::try_from(texts.len()).unwrap_or(u16::MAX);
+    texts
         .into_iter()
         .zip(0..count)
-        .map(|(content, part)| OutboundPart {
+        .map(|(text, part)| OutboundPart {
             delivery_id: Uuid::now_v7(),
             turn_id: commit.turn_id,
             conversation_id,
@@ -157,11 +168,24 @@ pub(super) fn parts(
             key: commit.key.clone(),
             part,
             parts: count,
-            content,
+            content: text.text,
             buttons: if part + 1 == count { reply.buttons.clone() } else { Vec::new() },
+            form: Form { entities: text.entities, source: text.source, ..Form::default() },
             created_at: commit.committed_at,
         })
         .collect()
+}
+
+/// Makes of the parts of a reply the one answer that somebody who called the bot as a guest can get: the first, with what it
+/// has of formatting, and without buttons.
+pub(super) fn for_guest(parts: &mut Vec<OutboundPart>, burst: &Burst<'_>) {
+    let Some(query) = burst.guest_query() else { return };
+    parts.truncate(1);
+    for part in parts {
+        part.parts = 1;
+        part.buttons = Vec::new();
+        part.form.guest_query_id = Some(query.to_owned());
+    }
 }
 
 pub(crate) fn new_conversation(envelope: &Envelope) -> NewConversation {
@@ -195,6 +219,7 @@ pub(super) fn unsaved(new: &NewConversation) -> Conversation {
         last_message_at: None,
         message_count: 0,
         metadata: new.metadata.clone(),
+        chat: ChatState::default(),
         created_at: new.created_at,
         updated_at: new.created_at,
     }

@@ -13,9 +13,9 @@ use tracing::Instrument as _;
 use super::burst::Burst;
 use super::record::TurnRecord;
 use super::verdict::{Step, away};
-use super::{Open, Settings, Turns};
+use super::{Open, Settings, Turns, commands};
 use crate::config::Bot;
-use crate::message::{TerminalState, Timestamp};
+use crate::message::{ConversationKey, TerminalState, Timestamp};
 use crate::responder::history;
 use crate::responder::journal::{Fault, Journal};
 use crate::responder::{ConversationView, Reply, Responder, TurnContext, TurnError, TurnRequest};
@@ -66,6 +66,7 @@ impl Turns {
             let cause = "the conversation went on while it was read".to_owned();
             return Err(Box::new(Verdict::Wait { cause, after: Some(Duration::ZERO) }));
         }
+        let history = history::prune(commands::present(&history, &loaded.conversation.metadata), settings.budget);
         let request = TurnRequest {
             conversation: ConversationView {
                 id: loaded.conversation.id,
@@ -75,10 +76,11 @@ impl Turns {
                 metadata: std::mem::take(&mut loaded.conversation.metadata),
             },
             messages: burst.new_messages(),
-            history: history::prune(&history, settings.budget).into(),
+            history: history.into(),
             prompt: None,
         };
         let run = self.audience.begin(task, envelope);
+        let address = ConversationKey { peer: loaded.conversation.address().clone(), ..envelope.key.clone() };
         let context = TurnContext {
             turn_id: envelope.turn_id,
             attempt: task.attempt,
@@ -97,7 +99,7 @@ impl Turns {
         let started = std::time::Instant::now();
         // Each on the heap: what wraps a future is else as large as that future several times over.
         let reply = Box::pin(ask(responder, &context, &request, &task.interruption));
-        let reply = Box::pin(self.typing.during(&settings.bot, &envelope.key, reply));
+        let reply = Box::pin(self.typing.during(&settings.bot, &address, reply));
         let reply = run.during(reply).instrument(span).await;
         *responder_time = started.elapsed();
         let reply = reply.map_err(Box::new)?;

@@ -83,7 +83,11 @@ impl Typing {
                     tracing::debug!(bot = bot.name, error, "typing may not have been shown");
                     Duration::ZERO
                 }
-                Answer::Failed { error, .. } | Answer::Closed { error } | Answer::TakenOver { error } => {
+                Answer::Failed { error, .. }
+                | Answer::Moved { error, .. }
+                | Answer::Spoiled { error, .. }
+                | Answer::Closed { error }
+                | Answer::TakenOver { error } => {
                     tracing::debug!(bot = bot.name, error, "typing cannot be shown in this chat");
                     return std::future::pending().await;
                 }

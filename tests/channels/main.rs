@@ -21,7 +21,7 @@ use turnwise::channel::{Refusal, Stamp, Verified, messenger, telegram};
 use turnwise::config::{
     Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, Secret, SendLimits, TelegramBot, Updates,
 };
-use turnwise::message::{Control, Envelope, Event, InboundMessage, Timestamp};
+use turnwise::message::{Envelope, Event, InboundMessage, Notice, Timestamp};
 use uuid::Uuid;
 
 const WEBHOOK_SECRET: &str = "hook-secret";
@@ -35,6 +35,11 @@ fn telegram_bot() -> TelegramBot {
         api_base: "https://api.telegram.org".to_owned(),
         updates: Updates::Webhook,
         username: Some("DemoLLMBot".to_owned()),
+        commands: Vec::new(),
+        api_keys: Vec::new(),
+        link_previews: false,
+        channel_posts: false,
+        business: false,
     }
 }
 
@@ -81,7 +86,10 @@ fn stamped<T>(receive: impl FnOnce(&mut Stamp<'_>) -> T) -> T {
 }
 
 fn receive_telegram(body: &[u8]) -> Result<Envelope, Refusal> {
-    let settings = telegram_bot();
+    receive_telegram_as(telegram_bot(), body)
+}
+
+fn receive_telegram_as(settings: TelegramBot, body: &[u8]) -> Result<Envelope, Refusal> {
     let bot = bot("demo", BotChannel::Telegram(settings.clone()));
     stamped(|stamp| telegram::receive(&bot, &settings, Some(WEBHOOK_SECRET.as_bytes()), body, stamp))
         .map(Verified::into_envelope)
@@ -131,16 +139,8 @@ fn outcome(envelope: &Envelope) -> String {
     let key = format!("{}.{}", envelope.key.bot, envelope.key.peer);
     match &envelope.event {
         Event::Ignored { kind, reason } => {
-            let control = match &envelope.control {
-                None => String::new(),
-                Some(Control::Arrived { .. }) => ", ours arrived".to_owned(),
-                Some(Control::Said { text, attachments, .. }) => {
-                    format!(", somebody said {text:?} +{}", attachments.len())
-                }
-                Some(Control::Taken) => ", taken".to_owned(),
-                Some(Control::Returned) => ", returned".to_owned(),
-            };
-            format!("{key} ignored {kind}: {reason}{control}")
+            let notice = envelope.notice.as_ref().map(|notice| format!("; {}", told(notice))).unwrap_or_default();
+            format!("{key} ignored {kind}: {reason}{notice}")
         }
         Event::Agent { .. } => panic!("an agent's message"),
         Event::Message(message) => {
@@ -150,8 +150,28 @@ fn outcome(envelope: &Envelope) -> String {
                 format!(" +{}{:?}", attachment.kind, parts.into_iter().flatten().collect::<Vec<_>>())
             });
             let payload = message.payload.as_ref().map(|payload| format!(" ={payload:?}")).unwrap_or_default();
-            format!("{key} turn {:?}{payload}{}", message.text, attachments.collect::<String>())
+            let command = message.command.as_ref().map(|command| format!(" /{command}")).unwrap_or_default();
+            let guest = message.guest_query_id.as_ref().map(|query| format!(" guest {query}")).unwrap_or_default();
+            format!("{key} turn {:?}{payload}{}{command}{guest}", message.text, attachments.collect::<String>())
         }
+    }
+}
+
+/// What an event tells of its chat.
+fn told(notice: &Notice) -> String {
+    match notice {
+        Notice::Moved { from, to } => format!("moved from {from} to {to}"),
+        Notice::Unreachable { reason } => format!("unreachable: {reason}"),
+        Notice::Reachable => "reachable".to_owned(),
+        Notice::Reaction { platform_message_id, sender, reactions } => {
+            format!("{sender} feels {reactions:?} about {platform_message_id}")
+        }
+        Notice::Stop => "stop".to_owned(),
+        Notice::Deleted { platform_message_ids } => format!("deleted {platform_message_ids:?}"),
+        Notice::Arrived { .. } => "ours arrived".to_owned(),
+        Notice::Said { text, attachments, .. } => format!("somebody said {text:?} +{}", attachments.len()),
+        Notice::Taken => "taken".to_owned(),
+        Notice::Returned => "returned".to_owned(),
     }
 }
 
@@ -207,6 +227,23 @@ fn every_telegram_fixture_has_its_outcome() {
         })
         .collect();
     check_outcomes("telegram", &actual);
+}
+
+/// What makes turns only where the configuration says so.
+#[test]
+fn channels_and_business_accounts_have_their_outcomes() {
+    let is_chosen = |name: &str| {
+        ["channel_post", "business_", "edited_business", "deleted_business"].iter().any(|kind| name.starts_with(kind))
+    };
+    let actual = fixtures("telegram")
+        .into_iter()
+        .filter(|(name, _)| is_chosen(name))
+        .map(|(name, body)| {
+            let settings = TelegramBot { channel_posts: true, business: true, ..telegram_bot() };
+            (name, vec![outcome(&receive_telegram_as(settings, &body).unwrap())])
+        })
+        .collect();
+    check_outcomes("telegram_by_choice", &actual);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use turnwise::channel::{self, Answer, Call, Scope};
 use turnwise::config::{BotChannel, Secret};
-use turnwise::message::{Button, Channel, ConversationKey, OutboundPart, Peer};
+use turnwise::message::{Button, Channel, ConversationKey, Form, OutboundPart, Peer};
 use uuid::Uuid;
 
 use crate::{NOW, api_response, bot, messenger_bot, telegram_bot};
@@ -21,6 +21,7 @@ fn part(channel: Channel, peer: Peer, content: &str, buttons: Vec<Button>) -> Ou
         parts: 1,
         content: content.to_owned(),
         buttons,
+        form: Form::default(),
         created_at: NOW,
     }
 }
@@ -32,12 +33,12 @@ fn buttons(labels_and_payloads: &[(&str, &str)]) -> Vec<Button> {
 
 fn telegram_call(peer: Peer, buttons: Vec<Button>) -> Option<Call> {
     let bot = bot("demo", BotChannel::Telegram(telegram_bot()));
-    channel::call(&bot, &part(Channel::Telegram, peer, "Hello *there* <b>", buttons))
+    channel::call(&bot, &part(Channel::Telegram, peer, "Hello *there* <b>", buttons), &[])
 }
 
 fn messenger_call(peer: Peer, buttons: Vec<Button>) -> Option<Call> {
     let bot = bot("demo", BotChannel::Messenger(messenger_bot("P1")));
-    channel::call(&bot, &part(Channel::Messenger, peer, "Hello *there* <b>", buttons))
+    channel::call(&bot, &part(Channel::Messenger, peer, "Hello *there* <b>", buttons), &[])
 }
 
 #[test]
@@ -147,13 +148,14 @@ fn typing_is_shown_where_there_is_somebody_to_see_it() {
 #[test]
 fn parts_keep_to_each_channels_limit() {
     let long = "word ".repeat(2_000);
-    let sizes = |channel| channel::parts(channel, &long).iter().map(String::len).collect::<Vec<_>>();
+    let sizes = |channel| channel::parts(channel, &long).iter().map(|part| part.text.len()).collect::<Vec<_>>();
     assert_eq!(sizes(Channel::Telegram), [4094, 4094, 1809]);
     assert_eq!(sizes(Channel::Messenger), [1999, 1999, 1999, 1999, 1999]);
     assert_eq!(sizes(Channel::Web), [10_000]);
     for channel in Channel::ALL {
         assert!(channel::parts(*channel, " \n\t ").is_empty());
-        assert_eq!(channel::parts(*channel, "hello"), ["hello"]);
+        let hello = channel::parts(*channel, "hello");
+        assert_eq!(hello.iter().map(|part| part.text.as_str()).collect::<Vec<_>>(), ["hello"]);
     }
 }
 
@@ -176,7 +178,12 @@ fn telegram_answers() {
     check(200, None, br#"{"ok":true,"result":{"message_id":42,"date":1}}"#, sent(Some("42")));
     check(200, None, &fixture("ResponseWithoutError__rubenlagus.json"), sent(None));
     check(200, None, &fixture("chat_members__nutgram.json"), sent(None));
-    check(400, None, &fixture("ResponseWithError__rubenlagus.json"), failed("Error descriptions", true));
+    check(
+        400,
+        None,
+        &fixture("ResponseWithError__rubenlagus.json"),
+        Answer::Moved { to: Peer::Group("12345".to_owned()), error: "Error descriptions".to_owned() },
+    );
     check(400, None, &fixture("too_long__nutgram.json"), failed("Bad Request: message is too long", false));
     let wrong_file = "Bad Request: wrong file_id or the file is temporarily unavailable";
     check(400, None, &fixture("wrong_file_id__nutgram.json"), failed(wrong_file, false));

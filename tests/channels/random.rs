@@ -86,6 +86,8 @@ fn check_answer(answer: &Answer) {
         | Answer::Failed { error, .. }
         | Answer::TakenOver { error }
         | Answer::Closed { error }
+        | Answer::Moved { error, .. }
+        | Answer::Spoiled { error, .. }
         | Answer::Uncertain { error } => (error, Duration::ZERO),
     };
     assert!(error.chars().count() <= channel::ERROR_CHARS_MAX && !error.contains(char::is_control), "{error:?}");

@@ -25,7 +25,7 @@ color = "red"
 responder = "ecko""#,
         &[
             r#"2 bots.support.channel: "telegran" is not known; use "telegram", "messenger", "web" or "http""#,
-            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reject_reply, weight, max_turns, tokens_per_day, budget_reply, reply_in_flight, on_uncertain, failure_reply, typing, limits, token, webhook_secret, updates, username, api_base, app_secret, verify_token, page_token, page_id, app_id, api_version, api_keys, origins, conversation_ttl, rate_limit, secrets, callback_url, callback_timeout, allow_private",
+            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reject_reply, weight, max_turns, tokens_per_day, budget_reply, reply_in_flight, on_uncertain, failure_reply, typing, limits, token, webhook_secret, updates, username, commands, link_previews, channel_posts, business, api_base, app_secret, verify_token, page_token, page_id, app_id, api_version, api_keys, origins, conversation_ttl, rate_limit, secrets, callback_url, callback_timeout, allow_private",
             r#"5 bots.support.responder: there is no responder "ecko"; did you mean "echo"? Responders here: echo"#,
         ],
     );
@@ -214,6 +214,10 @@ fn keys_of_other_channels() {
         ("webhook_secret", "telegram"),
         ("updates", "telegram"),
         ("username", "telegram"),
+        ("commands", "telegram"),
+        ("link_previews", "telegram"),
+        ("channel_posts", "telegram"),
+        ("business", "telegram"),
         ("api_base", "telegram and messenger"),
         ("app_secret", "messenger"),
         ("verify_token", "messenger"),
@@ -241,10 +245,7 @@ token = "1:x"
 webhook_secret = "x"
 api_keys = ["x"]
 origins = []"#,
-        &[
-            "6 bots.b.api_keys: belongs to web bots; this is a telegram bot; remove it",
-            "7 bots.b.origins: belongs to web bots; this is a telegram bot; remove it",
-        ],
+        &["7 bots.b.origins: belongs to web bots; this is a telegram bot; remove it"],
     );
 }
 
@@ -370,6 +371,25 @@ kind = "echo"
         &[
             r#"1 responders."x y": the name has the character ' '; use 1 to 64 characters of A-Z a-z 0-9 _ -"#,
             "3 bots: names no bot; add a table [bots.NAME] with channel and responder",
+        ],
+    );
+}
+
+#[test]
+fn commands_are_what_telegram_takes() {
+    let bot = "[bots.b]\nchannel = \"telegram\"\nresponder = \"echo\"\ntoken = \"1:x\"\nwebhook_secret = \"x\"\n";
+    check(
+        &format!(
+            "{bot}[bots.b.commands]\norder = \"Order\"\nhours = {{ description = \"Hours\", reply = \"9 to 5\" }}"
+        ),
+        &[],
+    );
+    check(
+        &format!("{bot}[bots.b.commands]\n\"/order\" = \"Order\"\nhours = {{ reply = \"9 to 5\" }}\nempty = \"\""),
+        &[
+            "7 bots.b.commands.\"/order\": the name has the character '/'; use 1 to 32 characters of a-z 0-9 _, without the slash",
+            "8 bots.b.commands.hours.description: is missing in [bots.b.commands.hours]; write 1 to 256 characters",
+            "9 bots.b.commands.empty: is empty; write 1 to 256 characters",
         ],
     );
 }

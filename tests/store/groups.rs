@@ -264,7 +264,7 @@ async fn sends_of_a_group_have_each_their_outcome(database: &Database) {
     let starts = at_once(expected.iter().map(|(id, ownership, now, _)| store.begin_send(*id, ownership, *now))).await;
     for (start, (id, _, _, expected)) in starts.into_iter().zip(&expected) {
         let found = match start.unwrap() {
-            SendStart::Begun { attempt: 1 } => "begun",
+            SendStart::Begun { attempt: 1, .. } => "begun",
             SendStart::Interrupted => "interrupted",
             SendStart::Fenced => "fenced",
             SendStart::Unknown(settled) if settled.covers(&id.to_string()) => "unknown",

@@ -39,6 +39,8 @@ pub(crate) enum Fault {
     Forbidden,
     /// 400 with a reason that repeats the address called; not delivered.
     Repeats,
+    /// 400 because of the formatting; not delivered.
+    Unparsed,
     /// 500 with Telegram's JSON; not delivered.
     ServerError,
     /// 502 with a proxy's HTML; delivered, which the caller cannot know.
@@ -66,6 +68,8 @@ pub(crate) struct Sent {
     pub(crate) chat: i64,
     pub(crate) text: String,
     pub(crate) at: Instant,
+    /// The whole request.
+    pub(crate) request: Value,
 }
 
 /// What has been asked of the Bot API so far, in order of arrival.
@@ -89,6 +93,8 @@ pub(crate) struct Log {
     pub(crate) acknowledged: Vec<String>,
     /// Chat and id of the messages whose buttons were taken away.
     pub(crate) unbuttoned: Vec<(i64, i64)>,
+    /// Every call of `answerGuestQuery`.
+    pub(crate) guests: Vec<Value>,
     /// The buttons under delivered messages: chat, id of the message, label and data of each.
     pub(crate) buttons: Vec<Buttons>,
 }
@@ -133,6 +139,12 @@ struct Api {
     faults: Mutex<HashMap<i64, VecDeque<Fault>>>,
     rate_limits: Mutex<Option<RateLimits>>,
     kept: watch::Sender<Kept>,
+    /// Groups that became supergroups.
+    moved: Mutex<HashMap<i64, i64>>,
+    /// Chats that take nothing of the bot, and what is said then.
+    closed: Mutex<HashMap<i64, &'static str>>,
+    /// What the bot's menu was made to offer, each time.
+    menus: watch::Sender<Vec<Value>>,
 }
 
 /// What `getUpdates` fetches.
@@ -178,9 +190,14 @@ impl Telegram {
             faults: Mutex::default(),
             rate_limits: Mutex::default(),
             kept: watch::Sender::default(),
+            moved: Mutex::default(),
+            closed: Mutex::default(),
+            menus: watch::Sender::default(),
         });
-        let router =
-            axum::Router::new().route("/{bot}/{method}", axum::routing::any(call)).with_state(Arc::clone(&api));
+        let router = axum::Router::new()
+            .route("/{bot}/{method}", axum::routing::any(call))
+            .route("/file/{bot}/files/{name}", axum::routing::get(download))
+            .with_state(Arc::clone(&api));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut tasks = JoinSet::new();
@@ -237,6 +254,43 @@ impl Telegram {
         let update = self.update(chat, text);
         self.hand_over(chat, update.clone());
         update
+    }
+
+    /// Hands an update of this kind to the queue, which is the chat's for messages.
+    pub(crate) fn happen(&self, queue: i64, kind: &str, content: Value) {
+        let update_id = self.next_update.fetch_add(1, Ordering::Relaxed);
+        self.hand_over(queue, json!({ "update_id": update_id, kind: content }));
+    }
+
+    /// From now on the group is a supergroup with this id: who writes to the old one hears where it is.
+    pub(crate) fn migrate(&self, from: i64, to: i64) {
+        self.api.moved.lock().unwrap().insert(from, to);
+    }
+
+    /// The service message in the old group that tells of the move.
+    pub(crate) fn tell_old(&self, from: i64, to: i64) {
+        let chat = json!({ "id": from, "type": "group", "title": "Ann's" });
+        self.happen(from, "message", json!({ "message_id": 1, "date": 1, "chat": chat, "migrate_to_chat_id": to }));
+    }
+
+    /// The service message in the new supergroup that tells of the move: its first.
+    pub(crate) fn tell_new(&self, from: i64, to: i64) {
+        let chat = json!({ "id": to, "type": "supergroup", "title": "Ann's" });
+        self.happen(to, "message", json!({ "message_id": 1, "date": 1, "chat": chat, "migrate_from_chat_id": from }));
+    }
+
+    /// From now on the chat takes nothing of the bot, with this description; or everything again.
+    pub(crate) fn close(&self, chat: i64, description: Option<&'static str>) {
+        let mut closed = self.api.closed.lock().unwrap();
+        match description {
+            Some(description) => closed.insert(chat, description),
+            None => closed.remove(&chat),
+        };
+    }
+
+    /// Every list of commands that `setMyCommands` was given.
+    pub(crate) fn menus(&self) -> Vec<Value> {
+        self.api.menus.borrow().clone()
     }
 
     fn hand_over(&self, chat: i64, update: Value) {
@@ -382,6 +436,18 @@ async fn call(State(api): State<Arc<Api>>, Path((bot, method)): Path<(String, St
             let pending = kept.updates.len();
             result(&json!({ "url": kept.webhook, "has_custom_certificate": false, "pending_update_count": pending }))
         }
+        "answerGuestQuery" => {
+            let request: Value = serde_json::from_str(&body).unwrap_or_default();
+            api.log.send_modify(|log| log.guests.push(request));
+            result(&json!({ "inline_message_id": "inline-1" }))
+        }
+        "getFile" => get_file(&body),
+        "setMyCommands" => {
+            let request: Value = serde_json::from_str(&body).unwrap_or_default();
+            api.menus.send_modify(|menus| menus.push(request["commands"].clone()));
+            result(&json!(true))
+        }
+        "getMyCommands" => result(&api.menus.borrow().last().cloned().unwrap_or_else(|| json!([]))),
         "setWebhook" => result(&json!(true)),
         "deleteWebhook" => {
             api.log.send_modify(|log| log.deletions += 1);
@@ -424,12 +490,34 @@ async fn get_updates(api: &Api, body: &str) -> Response {
     result(&json!(batch))
 }
 
+/// Every id is a file's but `unknown`; that of `huge` is larger than a bot may have.
+fn get_file(body: &str) -> Response {
+    let request: Value = serde_json::from_str(body).unwrap_or_default();
+    match request["file_id"].as_str().unwrap_or_default() {
+        "unknown" | "" => {
+            let description = "Bad Request: wrong file_id or the file is temporarily unavailable";
+            error(StatusCode::BAD_REQUEST, description, None)
+        }
+        "huge" => error(StatusCode::BAD_REQUEST, "Bad Request: file is too big", None),
+        "odd" => result(&json!({ "file_id": "odd", "file_path": "../bot/odd" })),
+        id => result(&json!({ "file_id": id, "file_unique_id": id, "file_path": format!("files/{id}") })),
+    }
+}
+
+/// The bytes behind a path that `getFile` gave.
+async fn download(Path((bot, name)): Path<(String, String)>) -> Response {
+    if bot.strip_prefix("bot") != Some(TOKEN) {
+        return error(StatusCode::NOT_FOUND, "Not Found", None);
+    }
+    format!("the bytes of {name}").into_response()
+}
+
 fn send_chat_action(api: &Api, body: &str) -> Response {
     let request: Value = serde_json::from_str(body).unwrap_or_default();
     let (Some(chat), Some("typing")) = (request["chat_id"].as_i64(), request["action"].as_str()) else {
         return error(StatusCode::BAD_REQUEST, "Bad Request: wrong parameter action in request", None);
     };
-    let action = Sent { chat, text: "typing".to_owned(), at: Instant::now() };
+    let action = Sent { chat, text: "typing".to_owned(), at: Instant::now(), request };
     api.log.send_modify(|log| log.actions.push(action));
     result(&json!(true))
 }
@@ -445,11 +533,22 @@ async fn send_message(api: &Api, body: &str) -> Response {
     if text.encode_utf16().count() > 4096 {
         return error(StatusCode::BAD_REQUEST, "Bad Request: message is too long", None);
     }
+    if let Some(to) = api.moved.lock().unwrap().get(&chat) {
+        return moved(*to);
+    }
+    if let Some(description) = api.closed.lock().unwrap().get(&chat) {
+        let is_forbidden = description.starts_with("Forbidden");
+        let status = if is_forbidden { StatusCode::FORBIDDEN } else { StatusCode::BAD_REQUEST };
+        return error(status, description, None);
+    }
+    if let Err(description) = check_entities(text, &request["entities"]) {
+        return error(StatusCode::BAD_REQUEST, &description, None);
+    }
     let mut fault = api.faults.lock().unwrap().get_mut(&chat).and_then(VecDeque::pop_front);
     let limits = *api.rate_limits.lock().unwrap();
     let mut message_id = 0;
     api.log.send_modify(|log| {
-        let sent = Sent { chat, text: text.to_owned(), at: Instant::now() };
+        let sent = Sent { chat, text: text.to_owned(), at: Instant::now(), request: request.clone() };
         log.attempts.push(sent.clone());
         message_id = log.attempts.len();
         if limits.is_some_and(|limits| !limits.allow(&log.delivered, chat, sent.at)) {
@@ -480,6 +579,10 @@ async fn send_message(api: &Api, body: &str) -> Response {
         Some(Fault::Repeats) => {
             error(StatusCode::BAD_REQUEST, &format!("Bad Request: POST /bot{TOKEN}/sendMessage"), None)
         }
+        Some(Fault::Unparsed) => {
+            let description = "Bad Request: can't parse entities: something is wrong with them";
+            error(StatusCode::BAD_REQUEST, description, None)
+        }
         Some(Fault::ServerError) => error(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", None),
         Some(Fault::BadGateway) => (StatusCode::BAD_GATEWAY, Html("<html>502 Bad Gateway</html>")).into_response(),
         Some(Fault::Cut) => {
@@ -487,6 +590,32 @@ async fn send_message(api: &Api, body: &str) -> Response {
         }
         Some(Fault::Hang) => std::future::pending().await,
     }
+}
+
+/// Offsets and lengths in UTF-16 units, inside the text, between characters.
+fn check_entities(text: &str, entities: &Value) -> Result<(), String> {
+    let mut unit = 0;
+    let mut places = vec![0];
+    for character in text.chars() {
+        unit += character.len_utf16() as u64;
+        places.push(unit);
+    }
+    let wrong = |entity: &Value| format!("Bad Request: can't parse entities: {entity}");
+    for entity in entities.as_array().into_iter().flatten() {
+        let (offset, length) = (entity["offset"].as_u64(), entity["length"].as_u64());
+        let (Some(offset), Some(length)) = (offset, length) else { return Err(wrong(entity)) };
+        if length == 0 || !places.contains(&offset) || !places.contains(&(offset + length)) {
+            return Err(wrong(entity));
+        }
+    }
+    Ok(())
+}
+
+fn moved(to: i64) -> Response {
+    let description = "Bad Request: group chat was upgraded to a supergroup chat";
+    let parameters = json!({ "migrate_to_chat_id": to });
+    let body = json!({ "ok": false, "error_code": 400, "description": description, "parameters": parameters });
+    (StatusCode::BAD_REQUEST, Json(body)).into_response()
 }
 
 fn result(result: &Value) -> Response {

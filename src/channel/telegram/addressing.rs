@@ -51,6 +51,28 @@ pub(super) fn addressed(message: &Object<'_>, text: &str, entities: &str, me: &M
     Err("not addressed")
 }
 
+/// The name of the command that `message` begins with, if it is one to this bot. Telegram marks commands; where nothing in a
+/// text is marked at all, as programs that imitate it do, what looks like one is one.
+pub(super) fn command_to(message: &Object<'_>, text: &str, entities: &str, me: &Me<'_>) -> Option<String> {
+    if message.has("forward_origin") || message.has("forward_date") {
+        return None;
+    }
+    let marked: Option<Vec<Object<'_>>> =
+        message.list(entities).map(|entities| entities.into_iter().filter_map(Object::read).collect());
+    let word = match &marked {
+        Some(entities) => command(text, entities)?,
+        None => text.split_whitespace().next().filter(|_| text.starts_with('/'))?,
+    };
+    let word = word.strip_prefix('/')?;
+    let name = match word.split_once('@') {
+        Some((name, bot)) if me.is_name(bot) => name,
+        Some(_) => return None,
+        None => word,
+    };
+    let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    is_name.then(|| name.to_ascii_lowercase())
+}
+
 /// The command a message begins with, such as `/ask` or `/ask@DemoBot`.
 fn command<'a>(text: &'a str, entities: &[Object<'_>]) -> Option<&'a str> {
     let is_command = |entity: &&Object<'_>| {

@@ -13,9 +13,29 @@ use crate::channel::json::Object;
 use crate::channel::{Call, error_line};
 use crate::config::TelegramBot;
 
-/// Update kinds that this version reads; an explicit list keeps the rest from being sent at all. Telegram remembers it for
+/// Update kinds that every bot reads.
+const ALLOWED_UPDATES: [&str; 7] = [
+    "message",
+    "edited_message",
+    "callback_query",
+    "my_chat_member",
+    "message_reaction",
+    "guest_message",
+    "stopped_message_generation",
+];
+
+/// Update kinds of business accounts that people have connected with a bot.
+const BUSINESS_UPDATES: [&str; 4] =
+    ["business_connection", "business_message", "edited_business_message", "deleted_business_messages"];
+
+/// The update kinds that the bot reads; an explicit list keeps the rest from being sent at all. Telegram remembers it for
 /// webhooks and `getUpdates` alike.
-pub const ALLOWED_UPDATES: [&str; 4] = ["message", "edited_message", "callback_query", "my_chat_member"];
+#[must_use]
+pub fn allowed_updates(telegram: &TelegramBot) -> Vec<&'static str> {
+    let posts = telegram.channel_posts.then_some("channel_post");
+    let business = BUSINESS_UPDATES.into_iter().filter(|_| telegram.business);
+    ALLOWED_UPDATES.into_iter().chain(posts).chain(business).collect()
+}
 
 /// How long Telegram may hold a request without updates, in seconds; it takes at most 50.
 pub const POLL_SECONDS: u32 = 30;
@@ -56,7 +76,7 @@ pub enum PollError {
 /// The call for the updates from `offset` on, which confirms all before it; `None` for all that are not confirmed.
 #[must_use]
 pub fn get_updates(telegram: &TelegramBot, offset: Option<i64>) -> Call {
-    let mut body = json!({ "timeout": POLL_SECONDS, "limit": 100, "allowed_updates": ALLOWED_UPDATES });
+    let mut body = json!({ "timeout": POLL_SECONDS, "limit": 100, "allowed_updates": allowed_updates(telegram) });
     if let Some(offset) = offset {
         body["offset"] = json!(offset);
     }

@@ -83,6 +83,7 @@ fn part(key: &ConversationKey, kind: char, turn_id: Uuid) -> Part {
         parts: 1,
         content: if kind == 'r' { NOTICE } else { "answer" }.to_owned(),
         buttons: Vec::new(),
+        form: crate::message::Form::default(),
         created_at: Timestamp::from_micros(1),
     };
     Part { part, traceparent: None }

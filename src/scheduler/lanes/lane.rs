@@ -111,13 +111,21 @@ impl Lane {
     }
 
     /// Takes a message into memory; whether it interrupts the running turn.
-    pub(super) fn take(&mut self, rules: &Rules, message: Waiting) -> bool {
+    pub(super) fn take(&mut self, rules: &Rules, mut message: Waiting) -> bool {
         if self.refuses(rules, &message) {
             self.refused.push_back(message);
             return false;
         }
         let is_said = matches!(message.label, Label::Said { .. });
+        let stops = message.label == Label::Stops && self.turn.state == State::Running;
+        if message.label == Label::Stops && !stops {
+            message.label = Label::Aside;
+        }
         self.waiting.push_back(message);
+        if stops {
+            self.is_asked = true;
+            return true;
+        }
         let interrupts = rules.burst == Burst::Interrupt
             && is_said
             && self.turn.state == State::Running
@@ -157,6 +165,10 @@ impl Lane {
                     if !(self.is_of_turn(message.sequence) && is_done(message.sequence)) {
                         self.waiting.push_front(message);
                     }
+                }
+                for message in self.waiting.iter_mut().filter(|message| message.label == Label::Stops) {
+                    // What it would have ended has come to its end.
+                    message.label = Label::Aside;
                 }
                 self.members.clear();
                 self.amendments.clear();

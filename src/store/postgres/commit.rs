@@ -228,8 +228,9 @@ async fn lock_partitions(
 }
 
 async fn lock_deliveries(connection: &mut PgConnection, ids: &[Uuid]) -> Result<HashMap<Uuid, Found>, StoreError> {
-    const LOCK: &str =
-        "SELECT id, status, attempts, tried_at FROM deliveries WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE";
+    const LOCK: &str = "SELECT d.id, d.status, d.attempts, d.tried_at, (SELECT h.state FROM chats h \
+             WHERE h.channel = d.channel AND h.bot = d.bot AND h.peer = d.peer) AS chat \
+         FROM deliveries d WHERE d.id = ANY($1) ORDER BY d.id FOR NO KEY UPDATE";
     let found = sqlx::query(LOCK).bind(ids).fetch_all(connection).await.map_err(refused("lock deliveries"))?;
     found.iter().map(rows::found).collect()
 }
@@ -277,10 +278,10 @@ async fn insert_messages(connection: &mut PgConnection, messages: &[MessageValue
 
 async fn insert_deliveries(connection: &mut PgConnection, parts: &[DeliveryValues<'_>]) -> Result<(), sqlx::Error> {
     const INSERT: &str = "INSERT INTO deliveries (id, turn_id, stream, partition, sequence, ordinal, \
-             conversation_id, message_id, channel, bot, peer, part, parts, content, buttons, traceparent, \
+             conversation_id, message_id, channel, bot, peer, part, parts, content, buttons, form, traceparent, \
              created_at, status, attempts) \
          SELECT *, 'pending', 0 \
-         FROM UNNEST($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
+         FROM UNNEST($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)";
     let insert = sqlx::query(INSERT)
         .bind(parts.iter().map(|part| part.id).bind_iter())
         .bind(parts.iter().map(|part| part.turn_id).bind_iter())
@@ -297,6 +298,7 @@ async fn insert_deliveries(connection: &mut PgConnection, parts: &[DeliveryValue
         .bind(parts.iter().map(|part| part.parts).bind_iter())
         .bind(parts.iter().map(|part| &*part.content).bind_iter())
         .bind(parts.iter().map(|part| part.buttons.as_ref()).bind_iter())
+        .bind(parts.iter().map(|part| part.form.as_ref()).bind_iter())
         .bind(parts.iter().map(|part| part.traceparent).bind_iter())
         .bind(parts.iter().map(|part| part.created_at.to_offset_date_time()).bind_iter());
     insert.execute(connection).await.map(drop)

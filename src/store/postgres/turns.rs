@@ -17,16 +17,18 @@ impl Postgres {
     /// Reads what a group of turns needs to begin; in its order. The limits keep the planner from reading whole tables.
     pub(in crate::store) async fn load_turns(&self, loads: &[Load]) -> Result<Vec<TurnContextRow>, StoreError> {
         const LOAD: &str = concat!(
-            "SELECT t.id AS turn_id, t.state, ",
+            "SELECT t.id AS turn_id, t.state, f.filed_under, ",
             conversation_columns!(),
             " FROM UNNEST($1, $2, $3, $4, $5) WITH ORDINALITY AS wanted (dedupe_id, channel, bot, peer, id, place) \
              LEFT JOIN LATERAL (SELECT id, state FROM turns WHERE dedupe_id = wanted.dedupe_id LIMIT 1) t ON TRUE \
+             LEFT JOIN LATERAL (SELECT state ->> 'filed_under' AS filed_under FROM chats WHERE channel = wanted.channel \
+                 AND bot = wanted.bot AND peer = wanted.peer LIMIT 1) f ON TRUE \
              LEFT JOIN LATERAL ( \
                  (SELECT * FROM conversations WHERE id = wanted.id AND channel = wanted.channel AND bot = wanted.bot \
                   LIMIT 1) \
                  UNION ALL \
                  (SELECT * FROM conversations WHERE wanted.id IS NULL AND channel = wanted.channel \
-                      AND bot = wanted.bot AND peer = wanted.peer AND status <> 'closed' LIMIT 1) \
+                      AND bot = wanted.bot AND peer = COALESCE(f.filed_under, wanted.peer) AND status <> 'closed' LIMIT 1) \
              ) c ON TRUE ORDER BY wanted.place"
         );
         let (peers, ids): (Vec<_>, Vec<_>) = loads.iter().map(|load| rows::peer_or_id(&load.key.peer)).unzip();

@@ -41,12 +41,13 @@ impl Sqlite {
 impl Statements for SqliteConnection {
     async fn lock(&mut self, partitions: &BTreeSet<Partition>, deliveries: &[Uuid]) -> Result<Locked, StoreError> {
         const LOCK: &str = "SELECT p.stream, p.partition, p.epoch, NULL AS id, NULL AS status, NULL AS attempts, \
-                 NULL AS tried_at \
+                 NULL AS tried_at, NULL AS chat \
              FROM jsonb_each($1) AS wanted \
              JOIN partitions p ON p.stream = wanted.value ->> 0 AND p.partition = wanted.value ->> 1 \
              UNION ALL \
-             SELECT NULL, NULL, NULL, id, status, attempts, tried_at FROM deliveries \
-             WHERE id IN (SELECT value FROM jsonb_each($2))";
+             SELECT NULL, NULL, NULL, d.id, d.status, d.attempts, d.tried_at, (SELECT h.state FROM chats h \
+                 WHERE h.channel = d.channel AND h.bot = d.bot AND h.peer = d.peer) FROM deliveries d \
+             WHERE d.id IN (SELECT value FROM jsonb_each($2))";
         let found = sqlx::query(LOCK).bind(Json(partitions)).bind(Json(deliveries)).fetch_all(self).await;
         let mut locked = Locked::default();
         for row in &found.map_err(refused("lock partitions and deliveries"))? {
@@ -117,12 +118,12 @@ impl Statements for SqliteConnection {
                  value ->> 'platform_message_id', value ->> 'created_at' \
              FROM jsonb_each($2); \
              INSERT INTO deliveries (id, turn_id, stream, partition, sequence, ordinal, \
-                 conversation_id, message_id, channel, bot, peer, part, parts, content, buttons, traceparent, \
+                 conversation_id, message_id, channel, bot, peer, part, parts, content, buttons, form, traceparent, \
                  created_at, status, attempts) \
              SELECT value ->> 'id', value ->> 'turn_id', value ->> 'stream', value ->> 'partition', \
                  value ->> 'sequence', value ->> 'ordinal', value ->> 'conversation_id', value ->> 'message_id', \
                  value ->> 'channel', value ->> 'bot', value ->> 'peer', value ->> 'part', value ->> 'parts', \
-                 value ->> 'content', value -> 'buttons', value ->> 'traceparent', value ->> 'created_at', \
+                 value ->> 'content', value -> 'buttons', value -> 'form', value ->> 'traceparent', value ->> 'created_at', \
                  'pending', 0 \
              FROM jsonb_each($3); \
              UPDATE deliveries AS d \

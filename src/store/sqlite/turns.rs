@@ -18,12 +18,14 @@ impl Sqlite {
     /// Reads what a group of turns needs to begin; in its order.
     pub(in crate::store) async fn load_turns(&self, loads: &[Load]) -> Result<Vec<TurnContextRow>, StoreError> {
         const LOAD: &str = concat!(
-            "SELECT t.id AS turn_id, t.state, ",
+            "SELECT t.id AS turn_id, t.state, f.state ->> 'filed_under' AS filed_under, ",
             conversation_columns!(),
             " FROM jsonb_each($1) AS wanted LEFT JOIN turns t ON t.dedupe_id = wanted.value ->> 0 \
+             LEFT JOIN chats f ON f.channel = wanted.value ->> 1 AND f.bot = wanted.value ->> 2 \
+                 AND f.peer = wanted.value ->> 3 \
              LEFT JOIN conversations c ON c.id = CASE WHEN wanted.value ->> 4 IS NULL THEN (SELECT o.id \
                  FROM conversations o WHERE o.channel = wanted.value ->> 1 AND o.bot = wanted.value ->> 2 \
-                     AND o.peer = wanted.value ->> 3 AND o.status <> 'closed') ELSE wanted.value ->> 4 END \
+                     AND o.peer = COALESCE(f.state ->> 'filed_under', wanted.value ->> 3) AND o.status <> 'closed') ELSE wanted.value ->> 4 END \
                  AND c.channel = wanted.value ->> 1 AND c.bot = wanted.value ->> 2 \
              ORDER BY wanted.key"
         );

@@ -104,7 +104,8 @@ fn envelope(turn: u128, metadata: &Value) -> Value {
         metadata: object(metadata),
         event: Event::Message(InboundMessage { text: "hi".to_owned(), ..InboundMessage::default() }),
         amendment: None,
-        control: None,
+        notice: None,
+        came_from: None,
         raw: None,
     };
     json!(envelope)

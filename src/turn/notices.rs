@@ -1,7 +1,8 @@
-//! What a platform says of a conversation beside its messages: that a reply arrived, that somebody else answers, that a message
-//! was edited or deleted after its turn.
+//! What a platform says of a chat beside its messages: that it moved or can be reached no more, that a reply arrived or pleased,
+//! that somebody else answers, that a message was edited or deleted after its turn.
 //!
-//! Refuses to ask a responder. Invariants: each event ends as `ignored`, whatever it changed; a bot that the platform silenced
+//! Refuses to ask a responder. Invariants: each event ends as `ignored`, whatever it changed; what is made known before the
+//! event is in the ledger can be done twice, and what was learnt later stands; a bot that the platform silenced
 //! speaks again when the platform gives the conversation back, one that a person silenced does not.
 
 use serde_json::{Map, Value, json};
@@ -11,54 +12,86 @@ use super::burst::Burst;
 use super::compose::frame;
 use super::{Loaded, Open, Step, Turns, away};
 use crate::message::{
-    Amendment, Author, Channel, Control, ConversationStatus, Envelope, Role, TerminalState, Timestamp,
+    Amendment, Author, Channel, ConversationKey, ConversationStatus, Envelope, Notice, Role, TerminalState, Timestamp,
 };
 use crate::scheduler::Task;
-use crate::store::{Committed, ConversationPatch, NewMessage, SendResult, TurnCommit};
+use crate::store::{Committed, ConversationPatch, NewFeedback, NewMessage, SendResult, StoreError, TurnCommit};
 
 /// Where a conversation's metadata say which channel made the bot silent.
 const PAUSED_BY: &str = "paused_by";
 
 impl Turns {
-    /// Does what the event says, and records it.
-    pub(super) async fn heed(
+    /// Makes what an event tells of its chat known.
+    pub(super) async fn heed(&self, envelope: &Envelope, notice: &Notice) -> Result<(), StoreError> {
+        let (key, at) = (&envelope.key, envelope.received_at);
+        match notice {
+            Notice::Moved { from, to } => {
+                let from = ConversationKey { peer: from.clone(), ..key.clone() };
+                self.store.move_chat(&from, to, at).await
+            }
+            Notice::Unreachable { reason } => self.store.note_reachability(key, Some(reason), at).await,
+            Notice::Reachable => self.store.note_reachability(key, None, at).await,
+            Notice::Reaction { platform_message_id, sender, reactions } => {
+                let feedback = NewFeedback {
+                    key: key.clone(),
+                    platform_message_id: platform_message_id.clone(),
+                    sender: sender.clone(),
+                    reactions: reactions.clone(),
+                    received_at: at,
+                };
+                self.store.record_feedback(&feedback).await
+            }
+            Notice::Deleted { platform_message_ids } => {
+                for conversation in self.store.erase_messages(key, platform_message_ids).await? {
+                    self.cache.invalidate(conversation).await;
+                }
+                Ok(())
+            }
+            Notice::Arrived { delivery_id, platform_message_id } => {
+                self.confirm(key, *delivery_id, platform_message_id.clone()).await
+            }
+            // The lane's affair: the turn that was running has ended.
+            Notice::Stop => Ok(()),
+            // Recorded with the event.
+            Notice::Said { .. } | Notice::Taken | Notice::Returned => Ok(()),
+        }
+    }
+
+    /// Makes the bot silent or lets it speak again, as the event says, and records the event.
+    pub(super) async fn change_who_answers(
         &self,
         task: &Task,
         envelope: &Envelope,
-        control: &Control,
+        notice: &Notice,
         reason: String,
     ) -> Step<Vec<Committed>> {
-        if matches!(control, Control::Arrived { .. }) {
-            return self.ignore(task, envelope, reason).await;
-        }
         let loaded = match self.load(task, envelope).await? {
             Loaded::Settled(committed) => return self.finish_settled(task, vec![committed]).await,
             // Nobody has written to the bot yet, so there is nothing to keep it out of.
             Loaded::Open(loaded) if loaded.new.is_some() => return self.ignore(task, envelope, reason).await,
             Loaded::Open(loaded) => loaded,
         };
-        match control {
-            Control::Returned => self.give_back(&loaded).await?,
-            Control::Arrived { .. } | Control::Taken | Control::Said { .. } => {
-                let commit = silence(task, envelope, &loaded, control, reason);
-                return self.commit(task, commit, Some(&loaded)).await;
-            }
+        if *notice == Notice::Returned {
+            self.give_back(&loaded).await?;
+            return self.ignore(task, envelope, reason).await;
         }
-        self.ignore(task, envelope, reason).await
+        let commit = silence(task, envelope, &loaded, notice, reason);
+        self.commit(task, commit, Some(&loaded)).await
     }
 
-    /// The platform shows messages that carry deliveries' ids: they have arrived, whatever was known of them before.
-    pub(super) async fn confirm_arrived(&self, burst: &Burst<'_>) -> Step<()> {
-        for (id, platform_message_id) in burst.arrived() {
-            let found = self.store.delivery(id).await.map_err(|error| away(&error))?;
-            if found.is_none_or(|found| found.key != burst.envelope.key) {
-                tracing::debug!(delivery_id = %id, "an echo of no delivery of this conversation");
-                continue;
-            }
-            let sent = SendResult::Sent { platform_message_id: platform_message_id.map(str::to_owned) };
-            self.store.settle_send(id, &sent, Timestamp::now()).await.map_err(|error| away(&error))?;
+    /// The platform shows a message that carries a delivery's id: it has arrived, whatever was known of it before.
+    async fn confirm(
+        &self,
+        key: &ConversationKey,
+        id: Uuid,
+        platform_message_id: Option<String>,
+    ) -> Result<(), StoreError> {
+        if self.store.delivery(id).await?.is_none_or(|found| found.key != *key) {
+            tracing::debug!(delivery_id = %id, "an echo of no delivery of this conversation");
+            return Ok(());
         }
-        Ok(())
+        let sent = SendResult::Sent { platform_message_id };
+        self.store.settle_send(id, &sent, Timestamp::now()).await.map(drop)
     }
 
     /// The bot answers again, unless a person has the conversation.
@@ -108,18 +141,18 @@ pub(crate) fn paused(channel: Channel) -> ConversationPatch {
 }
 
 /// The commit that makes the bot silent, with what was said in its place.
-fn silence(task: &Task, envelope: &Envelope, loaded: &Open, control: &Control, reason: String) -> TurnCommit {
+fn silence(task: &Task, envelope: &Envelope, loaded: &Open, notice: &Notice, reason: String) -> TurnCommit {
     let mut commit = TurnCommit {
         state: TerminalState::Ignored,
         reason: Some(reason),
         conversation_id: Some(loaded.conversation.id),
         handoff: true,
-        ..frame(task, envelope.key.clone(), envelope.turn_id, envelope.received_at)
+        ..frame(task, loaded.conversation.key.clone(), envelope.turn_id, envelope.received_at)
     };
     if loaded.conversation.status == ConversationStatus::Bot {
         commit.metadata_patches.extend(paused(envelope.key.channel).metadata);
     }
-    if let Control::Said { text, attachments, platform_message_id } = control
+    if let Notice::Said { text, attachments, platform_message_id } = notice
         && !(text.is_empty() && attachments.is_empty())
     {
         commit.messages.push(NewMessage {
