@@ -303,8 +303,12 @@ impl<'a> Lane<'a, '_> {
         };
         let mut commit = self.frame(found, TerminalState::Ignored, &[]);
         commit.reason = Some(turn::ignored(kind, reason));
-        let control = found.envelope.as_ref().and_then(|envelope| envelope.notice.as_ref());
-        if let (Some(Notice::Said { text, attachments, .. }), Some(conversation)) = (control, self.current) {
+        let notice = found.envelope.as_ref().and_then(|envelope| envelope.notice.as_ref());
+        if let (Some(Notice::Said { text, attachments, .. }), Some(conversation)) = (notice, self.current)
+            && !(text.is_empty() && attachments.is_empty())
+        {
+            // What waits was never answered: the bot is silent from here on.
+            self.end_waiting(0);
             let said = new_message(Uuid::now_v7(), Role::Assistant, Author::Agent, text.clone(), found.received_at());
             commit.conversation_id = Some(conversation);
             commit.messages.push(NewMessage { attachments: attachments.clone(), ..said });

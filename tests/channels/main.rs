@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod http_webhook;
 mod messenger_webhook;
 mod outbound;
 mod random;

@@ -10,7 +10,7 @@ use turnwise::message::{Channel, ConversationKey, Envelope};
 use crate::{fixtures, receive_messenger, receive_telegram};
 
 /// Any JSON, up to a few levels deep, with the member names that the channels read.
-fn any_json() -> impl Strategy<Value = Value> {
+pub(crate) fn any_json() -> impl Strategy<Value = Value> {
     let name = prop_oneof![
         Just("message"),
         Just("chat"),

@@ -128,3 +128,45 @@ fn a_message_that_came_again_was_given_up() {
     assert_eq!(states.collect::<Vec<_>>(), ["dead_lettered", "answered"]);
     assert_eq!((derived.repeated, derived.left), (1, 0));
 }
+
+#[test]
+fn stored_messages_are_as_people_left_them() {
+    let key: ConversationKey = "messenger.page.user-7".parse().unwrap();
+    let with = |sequence: u64, kind: char, member: &str, value: serde_json::Value| {
+        let message = message(&key, kind, sequence);
+        let mut envelope: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+        envelope[member] = value;
+        StreamMessage { payload: envelope.to_string().into(), ..message }
+    };
+    let said = |id: &str| json!({ "type": "message", "text": "hi", "platform_message_id": id });
+    let edit = json!({ "platform_message_id": "m1", "replacement": { "text": "edited" } });
+    let messages = vec![
+        with(1, 'a', "event", said("m1")),
+        with(2, 'a', "event", said("m2")),
+        with(3, 'i', "amendment", edit),
+        with(4, 'i', "amendment", json!({ "platform_message_id": "m2" })),
+        with(5, 'i', "control", json!({ "type": "said", "text": "a person" })),
+        with(6, 'i', "control", json!({ "type": "said", "text": "" })),
+        message(&key, 'a', 7),
+    ];
+    let answered = [1, 2, 7].map(Uuid::from_u128);
+    let parts = answered.into_iter().map(|turn_id| (turn_id, vec![part(&key, 'a', turn_id)])).collect();
+    let (letters, bots) = (HashMap::new(), BTreeMap::new());
+    let ownership = Ownership { stream: 1, partition: 0, epoch: 1 };
+    let derived = super::lane(messages, &Evidence { parts, letters: &letters, floor: 0, bots: &bots, ownership });
+    let stored = derived.steps.iter().flat_map(|step| match step {
+        Step::Turn(turn) => turn.messages.as_slice(),
+        Step::Close(..) => &[],
+    });
+    let stored: Vec<(&str, &str)> = stored.map(|message| (message.author.as_str(), message.content.as_str())).collect();
+    let expected = [
+        ("user", "edited"),
+        ("bot", "answer"),
+        ("user", "[deleted]"),
+        ("bot", "answer"),
+        ("agent", "a person"),
+        ("user", "hi"),
+        ("bot", "answer"),
+    ];
+    assert_eq!(stored, expected);
+}
