@@ -47,6 +47,13 @@ chaos: ## Kill, pause and restart everything at random under load, then judge wh
 	CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_TURNS=$(CHAOS_TURNS) CHAOS_CHATS=$(CHAOS_CHATS) CHAOS_SECONDS=$(CHAOS_SECONDS) \
 	$(CARGO) test --locked --test chaos -- --nocapture
 
+# In all, shared by the targets; one of them: make fuzz FUZZ_TARGETS=chat
+FUZZ_SECONDS ?= 900
+FUZZ_TARGETS ?=
+.PHONY: fuzz
+fuzz: ## Random bytes for everything that reads bytes from outside; what was found so far: docs/fuzzing.md
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz.sh $(FUZZ_TARGETS)
+
 .PHONY: check
 check: ## Formatting, lints, documentation, licences and sources of dependencies; warnings are errors
 	$(CARGO) fmt --check

@@ -90,7 +90,7 @@ async fn post(
     deny_unknown_fields,
     extend("oneOf" = [{ "required": ["content"] }, { "required": ["messages"] }])
 )]
-struct Posted {
+pub(super) struct Posted {
     /// Not blank.
     #[schemars(length(min = 1, max = MESSAGE_CHARS_MAX), transform = not_null)]
     content: Option<String>,
@@ -121,7 +121,7 @@ static POSTED_FIELDS: LazyLock<Fields> = LazyLock::new(Fields::of::<Posted>);
 static IMPORTED_FIELDS: LazyLock<Fields> = LazyLock::new(Fields::of::<Imported>);
 
 impl Posted {
-    fn read(body: &Map<String, Value>) -> Result<Self, Problem> {
+    pub(super) fn read(body: &Map<String, Value>) -> Result<Self, Problem> {
         POSTED_FIELDS.check(body, "")?;
         match (body.get("content"), body.get("messages")) {
             (Some(Value::String(content)), None) => {

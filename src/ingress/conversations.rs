@@ -229,7 +229,7 @@ pub(super) fn not_found() -> Problem {
 /// A merge patch of what people may change.
 #[derive(Debug, JsonSchema)]
 #[schemars(rename = "ConversationChange", deny_unknown_fields)]
-struct Change {
+pub(super) struct Change {
     #[schemars(transform = not_null)]
     status: Option<ConversationStatus>,
     /// The person who has it; null for nobody.
@@ -243,7 +243,7 @@ struct Change {
 static CHANGE_FIELDS: LazyLock<Fields> = LazyLock::new(Fields::of::<Change>);
 
 impl Change {
-    fn read(body: &Map<String, Value>) -> Result<Self, Problem> {
+    pub(super) fn read(body: &Map<String, Value>) -> Result<Self, Problem> {
         CHANGE_FIELDS.check(body, "")?;
         let status = match body.get("status") {
             None => None,

@@ -31,14 +31,14 @@ pub(in crate::ingress) const NO_CONTROL_CHARACTERS: &str = r"^[^\u0000-\u001f\u0
 const ACTION_ID_BYTES_MAX: usize = 64;
 
 /// A request whose every field is well-formed.
-pub(super) struct ChatRequest {
-    pub(super) body: ChatBody,
+pub(in crate::ingress) struct ChatRequest {
+    pub(in crate::ingress) body: ChatBody,
     /// SHA-256 of the body's canonical form, for telling a repeated request from another one.
-    pub(super) fingerprint: String,
+    pub(in crate::ingress) fingerprint: String,
 }
 
 impl ChatRequest {
-    pub(super) fn read(body: Map<String, Value>) -> Result<Self, Problem> {
+    pub(in crate::ingress) fn read(body: Map<String, Value>) -> Result<Self, Problem> {
         let read = ChatBody::read(&body)?;
         Ok(Self { body: read, fingerprint: fingerprint(body) })
     }
@@ -71,7 +71,7 @@ pub(in crate::ingress) struct ChatBody {
     pub(super) bot: Option<String>,
     /// The device or account that the person writes from, as the caller names it: not blank, no control characters.
     #[schemars(length(min = 1, max = DEVICE_ID_CHARS_MAX), regex(pattern = NO_CONTROL_CHARACTERS))]
-    pub(super) device_id: String,
+    pub(in crate::ingress) device_id: String,
     /// Left out, the device's open conversation goes on, or a new one begins.
     pub(super) conversation_id: Option<Uuid>,
     /// Not blank. May be left out beside `confirm`.
@@ -136,7 +136,7 @@ impl ChatBody {
     }
 
     /// What the history shows; of an answer without words, what the button under the question would say.
-    fn words(&self) -> &str {
+    pub(in crate::ingress) fn words(&self) -> &str {
         let confirmed = self.confirm.as_ref().map(Confirmation::word);
         self.message.as_deref().or(confirmed).unwrap_or_default()
     }
