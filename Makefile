@@ -25,6 +25,7 @@ test: ## All tests, against a real nats-server, SQLite, PostgreSQL and an MCP se
 	TURNWISE_NATS_SERVER=$$(scripts/nats-server.sh) && export TURNWISE_NATS_SERVER && \
 	TURNWISE_AIMOCK=$$(scripts/aimock.sh) && export TURNWISE_AIMOCK && \
 	TURNWISE_MCP_EVERYTHING=$$(scripts/mcp-everything.sh) && export TURNWISE_MCP_EVERYTHING && \
+	TURNWISE_PYTHON_TOOLS=$$(scripts/python-tools.sh) && export TURNWISE_PYTHON_TOOLS && \
 	browser=$$(scripts/chromium.sh) && TURNWISE_CHROMIUM=$${browser%%[[:space:]]*} && export TURNWISE_CHROMIUM && \
 	TURNWISE_CHROMEDRIVER=$${browser##*[[:space:]]} && export TURNWISE_CHROMEDRIVER && \
 	postgres=$$(scripts/postgres.sh) && export PATH="$$postgres:$$PATH" && \

@@ -154,9 +154,8 @@ pub fn router(ingress: Arc<Ingress>, messages: bool) -> Router {
 /// What is answered over connections for which there is no room: health and measurements as ever, so that nobody restarts a
 /// process for having many clients, and nothing else.
 pub fn no_room(ingress: Arc<Ingress>) -> Router {
-    let refuse = async || {
-        Problem::new(503, "overloaded", "Too many connections are open.").retry_after(RETRY_AFTER_SECONDS)
-    };
+    let refuse =
+        async || Problem::new(503, "overloaded", "Too many connections are open.").retry_after(RETRY_AFTER_SECONDS);
     health::routes().described(None).fallback(refuse).layer(middleware::from_fn(observe)).with_state(ingress)
 }
 

@@ -34,7 +34,8 @@ async fn what_is_no_request_is_refused() {
     let length = body.len();
     let many = (0..150).map(|number| format!("X-{number}: 1\r\n")).collect::<String>();
     let huge = format!("X-Huge: {}\r\n", "x".repeat(100_000));
-    let post = |headers: &str, body: &str| format!("POST /v1/chat HTTP/1.1\r\nHost: a\r\n{headers}\r\n{body}").into_bytes();
+    let post =
+        |headers: &str, body: &str| format!("POST /v1/chat HTTP/1.1\r\nHost: a\r\n{headers}\r\n{body}").into_bytes();
     let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(70_000));
     for (what, request, statuses) in [
         ("no HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec(), &[400][..]),
@@ -51,7 +52,11 @@ async fn what_is_no_request_is_refused() {
         ("a length beyond numbers", post("Content-Length: 99999999999999999999\r\n", &body), &[400]),
         ("an unknown coding", post("Transfer-Encoding: gzip\r\n", &body), &[400, 501]),
         ("a chunk of no size", post("Transfer-Encoding: chunked\r\n", "zz\r\nhello\r\n0\r\n\r\n"), &[400]),
-        ("a chunk beyond numbers", post("Transfer-Encoding: chunked\r\n", "ffffffffffffffffff\r\nx\r\n0\r\n\r\n"), &[400]),
+        (
+            "a chunk beyond numbers",
+            post("Transfer-Encoding: chunked\r\n", "ffffffffffffffffff\r\nx\r\n0\r\n\r\n"),
+            &[400],
+        ),
         ("a body beyond the limit", post("Content-Length: 1048577\r\n", &" ".repeat(1_048_577)), &[413]),
         ("a huge field", post(&huge, ""), &[431]),
         ("too many fields", post(&many, ""), &[431]),
@@ -93,7 +98,10 @@ async fn heads_and_bodies_that_drip_are_ended_and_nobody_waits_for_them() {
     while let Some(answer) = dripping.join_next().await {
         let (answer, took) = answer.unwrap();
         assert_eq!(status_of(&answer), 408, "{answer}");
-        assert!(answer.contains("application/problem+json") && answer.contains("urn:turnwise:problem:timeout"), "{answer}");
+        assert!(
+            answer.contains("application/problem+json") && answer.contains("urn:turnwise:problem:timeout"),
+            "{answer}"
+        );
         assert!(took < Duration::from_secs(25), "ended after {took:?}");
     }
     // Apart from the five above.
@@ -150,7 +158,10 @@ async fn requests_in_one_go_are_answered_in_their_order() {
     deployment.settled(20, PATIENCE).await;
     // A request that breaks off behind whole ones takes nothing from them.
     let body = say("whole").to_string();
-    let whole = format!("POST /v1/chat HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {WEB_KEY}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let whole = format!(
+        "POST /v1/chat HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {WEB_KEY}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
     let answer = exchange(&deployment, format!("{whole}\0\0\r\n\r\n").as_bytes()).await;
     assert!(answer.contains("re: whole") && answer.contains("HTTP/1.1 400"), "{answer}");
     deployment.settled(21, PATIENCE).await;
@@ -175,7 +186,8 @@ async fn forged_and_replayed_webhooks() {
     let telegram = |secret: &str, body: &str| {
         post("/webhooks/telegram/support", "X-Telegram-Bot-Api-Secret-Token", secret.to_owned(), body)
     };
-    let messenger = |signature: String, body: &str| post("/webhooks/messenger/page", "X-Hub-Signature-256", signature, body);
+    let messenger =
+        |signature: String, body: &str| post("/webhooks/messenger/page", "X-Hub-Signature-256", signature, body);
 
     let before = everything_stored(&deployment).await;
     let nested = format!("{{\"update_id\":1,\"message\":{}{}}}", "{\"a\":".repeat(50_000), "}".repeat(50_000));
@@ -206,7 +218,11 @@ async fn forged_and_replayed_webhooks() {
         format!("sha256={}", sign(&batch.replace("hello", "hacked"), messenger::APP_SECRET)),
         format!("sha256={}0", sign(&batch, messenger::APP_SECRET)),
     ] {
-        assert_eq!(messenger(signature.clone(), &batch).await.unwrap().status(), StatusCode::UNAUTHORIZED, "{signature}");
+        assert_eq!(
+            messenger(signature.clone(), &batch).await.unwrap().status(),
+            StatusCode::UNAUTHORIZED,
+            "{signature}"
+        );
     }
     assert_eq!(everything_stored(&deployment).await, before);
 

@@ -52,7 +52,9 @@ async fn an_answer_grows_survives_a_lost_connection_and_is_there_after_a_reload(
 
     browser.type_into(&node("message"), &format!("tell me{ENTER}")).await;
     let model = stage.speaker();
-    browser.until("the typing sign", &format!("return {TREE}.getElementById('typing').hidden"), |hidden| hidden == false).await;
+    browser
+        .until("the typing sign", &format!("return {TREE}.getElementById('typing').hidden"), |hidden| hidden == false)
+        .await;
     // Whatever the answer so far is ever seen to be.
     let watch = "window.seen = []; new MutationObserver(() => { \
          const text = log.querySelector('.draft .bubble')?.textContent; if (text) window.seen.push(text); \
@@ -82,7 +84,8 @@ async fn an_answer_grows_survives_a_lost_connection_and_is_there_after_a_reload(
     browser.type_into(&node("message"), &format!("and then?{ENTER}")).await;
     let model = stage.speaker();
     model.send(Spoken::text("Then ")).unwrap();
-    lines(&browser, &["user: tell me", "assistant: One two, three <b>four", "user: and then?", "assistant: Then "]).await;
+    lines(&browser, &["user: tell me", "assistant: One two, three <b>four", "user: and then?", "assistant: Then "])
+        .await;
     browser.reload().await;
     model.send(Spoken::text("nothing.")).unwrap();
     drop(model);
@@ -105,7 +108,9 @@ async fn a_page_of_another_site_embeds_it_and_people_answer_there() {
     let mut stage = Stage::start(1).await;
     let browser = Browser::start().await;
     browser.open(&stage.site("127.0.0.1")).await;
-    browser.until("the launcher", &format!("return {TREE}.getElementById('launcher')?.hidden"), |hidden| hidden == false).await;
+    browser
+        .until("the launcher", &format!("return {TREE}.getElementById('launcher')?.hidden"), |hidden| hidden == false)
+        .await;
     assert_eq!(spoken(&browser, "launcher").await, ("button".into(), "Chat: Our shop".into()));
     browser.run(&format!("{TREE}.getElementById('launcher').focus()")).await;
     browser.press(ENTER).await;
@@ -134,7 +139,8 @@ async fn a_page_of_another_site_embeds_it_and_people_answer_there() {
     lines(&browser, &["user: hello", "assistant: Welcome", "user: a person, please", notice]).await;
     let agent = stage.deployment.turnwise.url(&format!("{path}/messages"));
     stage.operate(http_client().post(agent).json(&json!({ "content": "Kim here." }))).await;
-    lines(&browser, &["user: hello", "assistant: Welcome", "user: a person, please", notice, "assistant: Kim here."]).await;
+    lines(&browser, &["user: hello", "assistant: Welcome", "user: a person, please", notice, "assistant: Kim here."])
+        .await;
     browser.reload().await;
     lines(&browser, &["user: hello", "assistant: Welcome", "user: a person, please", "assistant: Kim here."]).await;
     assert_no_policy_broken(&browser).await;
@@ -143,7 +149,8 @@ async fn a_page_of_another_site_embeds_it_and_people_answer_there() {
     browser.open(&stage.site("localhost")).await;
     browser.click(&node("launcher")).await;
     browser.type_into(&node("message"), &format!("hello{ENTER}")).await;
-    let error = format!("return {TREE}.getElementById('error').hidden ? '' : {TREE}.getElementById('error-text').textContent");
+    let error =
+        format!("return {TREE}.getElementById('error').hidden ? '' : {TREE}.getElementById('error-text').textContent");
     let refused = browser.until("an error", &error, |text| text != "").await;
     let refused = refused.as_str().unwrap();
     assert!(refused.contains("http://localhost:") && refused.contains("\"origins\""), "{refused}");
@@ -164,7 +171,11 @@ async fn what_has_to_be_confirmed_has_buttons() {
     browser.click(&node("launcher")).await;
     browser.until("the buttons again", &choices, |labels| *labels == json!(["Yes", "No"])).await;
     browser.click(&format!("{TREE}.querySelector('.choices button')")).await;
-    browser.until("the answer", LINES, |lines| lines.as_array().unwrap().last() == Some(&json!("assistant: Yes: reserve done"))).await;
+    browser
+        .until("the answer", LINES, |lines| {
+            lines.as_array().unwrap().last() == Some(&json!("assistant: Yes: reserve done"))
+        })
+        .await;
     assert_eq!(stage.brain.calls_of("reserve").len(), 1);
     browser.close().await;
 }
@@ -230,7 +241,8 @@ impl Stage {
     /// The one conversation there is.
     async fn conversation(&self) -> String {
         let url = self.deployment.turnwise.url("/v1/conversations");
-        let listed: Value = http_client().get(url).bearer_auth(CONSOLE_TOKEN).send().await.unwrap().json().await.unwrap();
+        let listed: Value =
+            http_client().get(url).bearer_auth(CONSOLE_TOKEN).send().await.unwrap().json().await.unwrap();
         listed["conversations"][0]["id"].as_str().unwrap().to_owned()
     }
 
@@ -242,19 +254,25 @@ impl Stage {
 
 fn open_bot(configuration: &mut Configuration, name: &str, responder: &str, site_port: u16) {
     let table = format!("bots.{name}");
-    configuration
-        .set(&table, "channel", "\"web\"")
-        .set(&table, "responder", &quoted(responder))
-        .set(&table, "origins", &format!("[\"http://127.0.0.1:{site_port}\"]"));
+    configuration.set(&table, "channel", "\"web\"").set(&table, "responder", &quoted(responder)).set(
+        &table,
+        "origins",
+        &format!("[\"http://127.0.0.1:{site_port}\"]"),
+    );
 }
 
 /// A site with a strict policy of its own, a page for each bot.
 async fn serve_site(port: u16, server: &str) -> JoinSet<()> {
-    let policy = format!("default-src 'none'; style-src 'self'; script-src {server}; connect-src {server}; require-trusted-types-for 'script'");
+    let policy = format!(
+        "default-src 'none'; style-src 'self'; script-src {server}; connect-src {server}; require-trusted-types-for 'script'"
+    );
     let page = |bot: &str| {
-        let script = format!("<script src=\"{server}/widget.js\" data-bot=\"{bot}\" data-title=\"Our shop\" defer></script>");
+        let script =
+            format!("<script src=\"{server}/widget.js\" data-bot=\"{bot}\" data-title=\"Our shop\" defer></script>");
         let style = "<link rel=\"stylesheet\" href=\"/style.css\">";
-        Html(format!("<!doctype html><html lang=\"en\"><head><title>Shop</title>{style}{script}</head><body><h1>Shop</h1></body></html>"))
+        Html(format!(
+            "<!doctype html><html lang=\"en\"><head><title>Shop</title>{style}{script}</head><body><h1>Shop</h1></body></html>"
+        ))
     };
     let style = || async { ([("content-type", "text/css")], "h1 { color: rgb(1, 2, 3); } * { margin: 40px; }") };
     let (shop, desk) = (page("shop"), page("desk"));
@@ -263,7 +281,8 @@ async fn serve_site(port: u16, server: &str) -> JoinSet<()> {
         let headers = headers.clone();
         get(async move || (headers, page))
     };
-    let routes = Router::new().route("/shop", respond(shop)).route("/desk", respond(desk)).route("/style.css", get(style));
+    let routes =
+        Router::new().route("/shop", respond(shop)).route("/desk", respond(desk)).route("/style.css", get(style));
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).await.unwrap();
     let mut serving = JoinSet::new();
     serving.spawn(async move { axum::serve(listener, routes).await.unwrap() });
@@ -326,6 +345,7 @@ async fn lines(browser: &Browser, expected: &[&str]) {
 
 async fn assert_no_policy_broken(browser: &Browser) {
     let complaints = browser.complaints().await;
-    let broken: Vec<_> = complaints.iter().filter(|said| said.contains("Security Policy") || said.contains("Error")).collect();
+    let broken: Vec<_> =
+        complaints.iter().filter(|said| said.contains("Security Policy") || said.contains("Error")).collect();
     assert!(broken.is_empty(), "{broken:#?}");
 }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::access::{Access, Caller};
 use super::body::{Fields, MERGE_PATCH, not_null, text};
-use super::chat::request::{DEVICE_ID_CHARS_MAX, NO_CONTROL_CHARACTERS, check_device_id, conversation_id};
+use super::chat::request::{DEVICE_ID_CHARS_MAX, NAME, check_device_id, conversation_id};
 use super::extract::{Parameters, Segment};
 use super::openapi::{Operation, Routes, Security};
 use super::problem::Problem;
@@ -75,16 +75,16 @@ pub(super) fn routes() -> Routes {
 #[derive(Debug, Deserialize, JsonSchema)]
 struct ListQuery {
     /// Needed by a caller without a key.
-    #[schemars(length(min = 1, max = DEVICE_ID_CHARS_MAX), transform = not_null)]
+    #[schemars(length(min = 1, max = DEVICE_ID_CHARS_MAX), regex(pattern = NAME), transform = not_null)]
     device_id: Option<String>,
     #[schemars(with = "Option<ConversationStatus>", transform = not_null)]
     status: Option<String>,
-    #[schemars(length(min = 1, max = ASSIGNEE_CHARS_MAX), transform = not_null)]
+    #[schemars(length(min = 1, max = ASSIGNEE_CHARS_MAX), regex(pattern = NAME), transform = not_null)]
     assignee: Option<String>,
     #[schemars(with = "Option<u32>", range(min = 1, max = PAGE_MAX), transform = not_null)]
     limit: Option<String>,
     /// The `next_cursor` of the page before.
-    #[schemars(transform = not_null)]
+    #[schemars(regex(pattern = CURSOR), transform = not_null)]
     cursor: Option<String>,
 }
 
@@ -233,7 +233,7 @@ pub(super) struct Change {
     #[schemars(transform = not_null)]
     status: Option<ConversationStatus>,
     /// The person who has it; null for nobody.
-    #[schemars(length(min = 1, max = ASSIGNEE_CHARS_MAX), regex(pattern = NO_CONTROL_CHARACTERS))]
+    #[schemars(length(min = 1, max = ASSIGNEE_CHARS_MAX), regex(pattern = NAME))]
     assignee: Option<Option<String>>,
     /// Its members are merged into those there are; a member that is null is removed.
     #[schemars(transform = not_null)]
@@ -337,6 +337,9 @@ impl From<Conversation> for ConversationView {
         }
     }
 }
+
+/// A moment in microseconds and a conversation's id, as JSON Schema reads it (ECMA-262).
+const CURSOR: &str = "^-?[0-9]{1,18}\\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$";
 
 /// The place of the last row seen; opaque to callers.
 fn write_cursor(conversation: &Conversation) -> String {

@@ -26,8 +26,10 @@ pub(crate) struct Browser {
 
 impl Browser {
     pub(crate) async fn start() -> Self {
-        let [browser, driver] = ["TURNWISE_CHROMIUM", "TURNWISE_CHROMEDRIVER"]
-            .map(|name| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: `make test` does, by scripts/chromium.sh")));
+        let [browser, driver] = ["TURNWISE_CHROMIUM", "TURNWISE_CHROMEDRIVER"].map(|name| {
+            std::env::var(name)
+                .unwrap_or_else(|_| panic!("{name} is not set: `make test` does, by scripts/chromium.sh"))
+        });
         let port = free_port();
         let mut command = Command::new(driver);
         command.arg(format!("--port={port}")).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
@@ -55,7 +57,8 @@ impl Browser {
         ];
         let options = json!({ "binary": browser, "args": arguments });
         let wanted = json!({ "goog:chromeOptions": options, "goog:loggingPrefs": { "browser": "ALL" } });
-        let session = ask(Method::POST, &format!("{base}/session"), &json!({ "capabilities": { "alwaysMatch": wanted } })).await;
+        let session =
+            ask(Method::POST, &format!("{base}/session"), &json!({ "capabilities": { "alwaysMatch": wanted } })).await;
         let session = format!("{base}/session/{}", session["sessionId"].as_str().unwrap());
         Self { session, _driver: driver, _profile: profile }
     }
@@ -111,7 +114,8 @@ impl Browser {
     /// One key, to whatever has the focus.
     pub(crate) async fn press(&self, key: &str) {
         let actions = json!([{ "type": "keyDown", "value": key }, { "type": "keyUp", "value": key }]);
-        self.ask(Method::POST, "actions", &json!({ "actions": [{ "type": "key", "id": "keys", "actions": actions }] })).await;
+        self.ask(Method::POST, "actions", &json!({ "actions": [{ "type": "key", "id": "keys", "actions": actions }] }))
+            .await;
     }
 
     /// What a screen reader calls the node that an expression gives, and what it takes it for.
@@ -146,6 +150,9 @@ async fn ask(method: Method, url: &str, body: &Value) -> Value {
     let request = if body.is_null() { request } else { request.json(body) };
     let mut answer: Value = request.send().await.unwrap().json().await.unwrap();
     let value = answer["value"].take();
-    assert!(value.get("error").is_none_or(|error| !error.is_string() || value.get("stacktrace").is_none()), "{url}: {value:#}");
+    assert!(
+        value.get("error").is_none_or(|error| !error.is_string() || value.get("stacktrace").is_none()),
+        "{url}: {value:#}"
+    );
     value
 }
