@@ -50,7 +50,6 @@ gather() {
         config) find deploy -name '*.toml' -exec cp {} "$corpus/" \; ;;
     esac
     if [ -d "$seeds" ]; then cp "$seeds"/* "$corpus/"; fi
-    if [ -d "tests/fixtures/found/$1" ]; then cp "tests/fixtures/found/$1"/* "$corpus/"; fi
 }
 
 main "$@"

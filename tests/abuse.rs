@@ -34,8 +34,8 @@ async fn what_is_no_request_is_refused() {
     let length = body.len();
     let many = (0..150).map(|number| format!("X-{number}: 1\r\n")).collect::<String>();
     let huge = format!("X-Huge: {}\r\n", "x".repeat(100_000));
-    let post =
-        |headers: &str, body: &str| format!("POST /v1/chat HTTP/1.1\r\nHost: a\r\n{headers}\r\n{body}").into_bytes();
+    let head = format!("POST /v1/chat HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {WEB_KEY}\r\n");
+    let post = |headers: &str, body: &str| format!("{head}{headers}\r\n{body}").into_bytes();
     let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(70_000));
     for (what, request, statuses) in [
         ("no HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec(), &[400][..]),
@@ -57,7 +57,11 @@ async fn what_is_no_request_is_refused() {
             post("Transfer-Encoding: chunked\r\n", "ffffffffffffffffff\r\nx\r\n0\r\n\r\n"),
             &[400],
         ),
-        ("a body beyond the limit", post("Content-Length: 1048577\r\n", &" ".repeat(1_048_577)), &[413]),
+        (
+            "a body beyond the limit",
+            post("Content-Length: 1048577\r\nConnection: close\r\n", &" ".repeat(1_048_577)),
+            &[413],
+        ),
         ("a huge field", post(&huge, ""), &[431]),
         ("too many fields", post(&many, ""), &[431]),
         ("a long address", long.into_bytes(), &[414, 431]),

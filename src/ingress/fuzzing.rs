@@ -33,3 +33,17 @@ pub fn read(input: &[u8]) {
     let _ = events::asked_for(&of("accept"));
     let _ = events::last_seen(&of("last-event-id"));
 }
+
+#[cfg(test)]
+mod tests {
+    /// Where a fuzzer's runs begin, and what they have found.
+    #[test]
+    fn what_is_kept_for_the_fuzzer_is_read() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/chat");
+        let files: Vec<_> = std::fs::read_dir(folder).into_iter().flatten().flatten().collect();
+        assert!(!files.is_empty(), "nothing in {folder}");
+        for bytes in files.iter().flat_map(|file| std::fs::read(file.path())) {
+            super::read(&bytes);
+        }
+    }
+}

@@ -29,3 +29,17 @@ fn outcome(content_type: &str, chunks: &[&[u8]]) -> (Result<Reply, Fault>, Strin
     };
     (read(), shown.take())
 }
+
+#[cfg(test)]
+mod tests {
+    /// Where a fuzzer's runs begin, and what they have found.
+    #[test]
+    fn what_is_kept_for_the_fuzzer_is_read() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/service_answer");
+        let files: Vec<_> = std::fs::read_dir(folder).into_iter().flatten().flatten().collect();
+        assert!(!files.is_empty(), "nothing in {folder}");
+        for bytes in files.iter().flat_map(|file| std::fs::read(file.path())) {
+            super::read(&bytes);
+        }
+    }
+}
