@@ -160,6 +160,7 @@ async fn connection(
         .timer(HeadTimer::new(Arc::clone(&received), HEAD_TIMEOUT))
         .header_read_timeout(idle_timeout.unwrap_or(HEAD_TIMEOUT))
         .max_buf_size(HEAD_BYTES_MAX)
+        .max_header_size(HEAD_BYTES_MAX)
         .max_headers(FIELDS_MAX)
         .keep_alive(idle_timeout.is_some())
         .serve_connection(TokioIo::new(ClientIo::new(stream, Arc::clone(&received))), service_fn(respond));
@@ -188,7 +189,7 @@ async fn connection(
 
 /// Written here, since there is no request that a handler could answer.
 const HEAD_LATE: &str = "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/problem+json\r\ncache-control: no-store\r\n\
-     connection: close\r\ncontent-length: 127\r\n\r\n\
+     connection: close\r\ncontent-length: 125\r\n\r\n\
      {\"type\":\"urn:turnwise:problem:timeout\",\"title\":\"Request Timeout\",\"status\":408,\"detail\":\"The request did not arrive in time.\"}";
 
 /// Ends a connection so that what was written last is read: closed at once, with bytes of the client's unread, the system would
