@@ -25,6 +25,9 @@ test: ## All tests, against a real nats-server, SQLite, PostgreSQL and an MCP se
 	TURNWISE_NATS_SERVER=$$(scripts/nats-server.sh) && export TURNWISE_NATS_SERVER && \
 	TURNWISE_AIMOCK=$$(scripts/aimock.sh) && export TURNWISE_AIMOCK && \
 	TURNWISE_MCP_EVERYTHING=$$(scripts/mcp-everything.sh) && export TURNWISE_MCP_EVERYTHING && \
+	TURNWISE_PYTHON_TOOLS=$$(scripts/python-tools.sh) && export TURNWISE_PYTHON_TOOLS && \
+	browser=$$(scripts/chromium.sh) && TURNWISE_CHROMIUM=$${browser%%[[:space:]]*} && export TURNWISE_CHROMIUM && \
+	TURNWISE_CHROMEDRIVER=$${browser##*[[:space:]]} && export TURNWISE_CHROMEDRIVER && \
 	postgres=$$(scripts/postgres.sh) && export PATH="$$postgres:$$PATH" && \
 	$(CARGO) test --locked --no-fail-fast
 
@@ -46,6 +49,13 @@ chaos: ## Kill, pause and restart everything at random under load, then judge wh
 	postgres=$$(scripts/postgres.sh) && export PATH="$$postgres:$$PATH" && \
 	CHAOS_KILLS=$(CHAOS_KILLS) CHAOS_TURNS=$(CHAOS_TURNS) CHAOS_CHATS=$(CHAOS_CHATS) CHAOS_SECONDS=$(CHAOS_SECONDS) \
 	$(CARGO) test --locked --test chaos -- --nocapture
+
+# In all, shared by the targets; one of them: make fuzz FUZZ_TARGETS=chat
+FUZZ_SECONDS ?= 900
+FUZZ_TARGETS ?=
+.PHONY: fuzz
+fuzz: ## Random bytes for everything that reads bytes from outside; what was found so far: docs/fuzzing.md
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz.sh $(FUZZ_TARGETS)
 
 .PHONY: check
 check: ## Formatting, lints, documentation, licences and sources of dependencies; warnings are errors

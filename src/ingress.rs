@@ -39,6 +39,8 @@ mod deliveries;
 mod events;
 mod extract;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod headers;
 mod health;
 mod limit;
@@ -152,6 +154,14 @@ pub fn router(ingress: Arc<Ingress>, messages: bool) -> Router {
         .layer(middleware::from_fn_with_state(Arc::clone(&ingress), cors::allow))
         .layer(middleware::from_fn(observe))
         .with_state(ingress)
+}
+
+/// What is answered over connections for which there is no room: health and measurements as ever, so that nobody restarts a
+/// process for having many clients, and nothing else.
+pub fn no_room(ingress: Arc<Ingress>) -> Router {
+    let refuse =
+        async || Problem::new(503, "overloaded", "Too many connections are open.").retry_after(RETRY_AFTER_SECONDS);
+    health::routes().described(None).fallback(refuse).layer(middleware::from_fn(observe)).with_state(ingress)
 }
 
 async fn unknown_route() -> Problem {

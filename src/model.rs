@@ -20,6 +20,8 @@ mod anthropic;
 mod breaker;
 mod endpoint;
 mod failure;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod openai;
 pub mod tokens;
 

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::listener::Routes;
 use self::share::{Share, Stopping, first_fault, member_id};
 use crate::cluster::{self, Sole};
 use crate::config::{Bot, Config, NatsServer};
@@ -38,6 +39,7 @@ use crate::turn::typing::Typing;
 use crate::turn::{self, Settings, Turns};
 
 mod builder;
+mod listener;
 mod share;
 
 pub(crate) use builder::stop_signal;
@@ -213,7 +215,7 @@ pub async fn run(
 struct Running {
     shares: Vec<Share>,
     pollers: TaskTracker,
-    http: JoinHandle<std::io::Result<()>>,
+    http: JoinHandle<()>,
     stopping: Stopping,
     draining: CancellationToken,
     closing: CancellationToken,
@@ -268,9 +270,9 @@ impl Running {
             start_pollers(config, &handle, &shared, &platforms, &stopping.drain, &pollers);
         }
         pollers.close();
-        let router = ingress::router(shared, roles.ingress);
-        let serve = axum::serve(listener, router).with_graceful_shutdown(closing.clone().cancelled_owned());
-        let http = tokio::spawn(serve.into_future());
+        let routes =
+            Routes { served: ingress::router(Arc::clone(&shared), roles.ingress), no_room: ingress::no_room(shared) };
+        let http = tokio::spawn(listener::serve(listener, routes, config.http.max_connections, closing.clone()));
         Ok(Self { shares, pollers, http, stopping, draining, closing })
     }
 

@@ -28,9 +28,9 @@ async fn a_page_an_answer_and_nothing_left_behind() {
     assert!(policy.starts_with("default-src 'none'; script-src 'self'"), "{policy}");
     assert_eq!(header(&page, "referrer-policy"), "no-referrer");
     let html = page.text().await.unwrap();
-    assert!(html.contains("content=\"web\"") && !html.contains("{{"), "the bot's name is filled in: {html}");
+    assert!(html.contains("data-bot=\"web\"") && !html.contains("{{"), "the bot's name is filled in: {html}");
     for (path, content_type) in
-        [("/assets/style.css", "text/css; charset=utf-8"), ("/assets/app.js", "text/javascript; charset=utf-8")]
+        [("/assets/page.css", "text/css; charset=utf-8"), ("/widget.js", "text/javascript; charset=utf-8")]
     {
         assert!(html.contains(path), "the page asks for {path}");
         let asset = dev.get(path).await;

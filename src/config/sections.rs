@@ -13,6 +13,9 @@ use super::{Console, Database, Http, Telemetry, Worker};
 /// Below 1 KiB not even an empty update fits. A Telegram update has at most 512 KiB; 64 MiB is JetStream's own largest message.
 const BODY_BYTES: RangeInclusive<usize> = 1_024..=67_108_864;
 
+/// Each takes a socket and some 30 KiB of buffers: a million of them are 30 GiB.
+const HTTP_CONNECTIONS: RangeInclusive<usize> = 8..=1_000_000;
+
 /// Orchestrators kill what has not stopped after some minutes, whatever is written here.
 const SHUTDOWN_GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(600);
 
@@ -22,6 +25,7 @@ pub(super) fn http(table: &Table<'_>) -> Http {
         listen: table.optional("listen", &socket_address()).unwrap_or(default.listen),
         public_url: table.optional("public_url", &base_url("https://bots.example.com")),
         max_body_bytes: table.optional("max_body_bytes", &whole(BODY_BYTES)).unwrap_or(default.max_body_bytes),
+        max_connections: table.optional("max_connections", &whole(HTTP_CONNECTIONS)).unwrap_or(default.max_connections),
         shutdown_grace: table
             .optional("shutdown_grace", &duration(SHUTDOWN_GRACE, "30s"))
             .unwrap_or(default.shutdown_grace),

@@ -20,6 +20,8 @@ pub struct Http {
     pub public_url: Option<String>,
     /// 1024 to 67108864.
     pub max_body_bytes: usize,
+    /// Connections of clients that are served at once, 8 to 1000000; those beyond are told so and closed.
+    pub max_connections: usize,
     /// How long running turns and requests may take to end after the signal to stop.
     pub shutdown_grace: Duration,
 }
@@ -30,6 +32,8 @@ impl Default for Http {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8_080)),
             public_url: None,
             max_body_bytes: 1_048_576,
+            // Those of 10,000 callers that wait for answers, and half as many again for everybody else.
+            max_connections: 16_384,
             shutdown_grace: Duration::from_secs(30),
         }
     }

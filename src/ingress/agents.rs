@@ -19,11 +19,11 @@ use uuid::Uuid;
 
 use super::access::Caller;
 use super::body::{self, Fields, not_null};
-use super::chat::request::{MESSAGE_CHARS_MAX, check_message, fingerprint};
+use super::chat::request::{MESSAGE_CHARS_MAX, NOT_BLANK, check_message, fingerprint};
 use super::chat::wait;
 use super::conversations::not_found;
 use super::extract::Segment;
-use super::headers::idempotency_key;
+use super::headers::{IDEMPOTENCY_KEY, idempotency_key};
 use super::openapi::{Operation, Routes, Security};
 use super::problem::Problem;
 use super::turns::{Queued, TurnView};
@@ -45,8 +45,9 @@ pub(super) fn routes() -> Routes {
         Operation::new("addMessages", "A human agent's message to the person, or messages taken over from elsewhere.")
             .details("Imported messages become history: they are stored at once and sent to nobody.")
             .security(Security::Key)
-            .header(
+            .header_like(
                 "Idempotency-Key",
+                IDEMPOTENCY_KEY,
                 "The same key with the same body, in the same conversation, stands for the same messages.",
             )
             .body::<Posted>(body::JSON)
@@ -88,11 +89,15 @@ async fn post(
 #[schemars(
     rename = "NewMessages",
     deny_unknown_fields,
-    extend("oneOf" = [{ "required": ["content"] }, { "required": ["messages"] }])
+    extend(
+        "if" = { "required": ["messages"] },
+        "then" = { "properties": { "content": false } },
+        "else" = { "required": ["content"] },
+    )
 )]
-struct Posted {
+pub(super) struct Posted {
     /// Not blank.
-    #[schemars(length(min = 1, max = MESSAGE_CHARS_MAX), transform = not_null)]
+    #[schemars(length(min = 1, max = MESSAGE_CHARS_MAX), regex(pattern = NOT_BLANK), transform = not_null)]
     content: Option<String>,
     #[schemars(length(min = 1, max = IMPORT_MAX), transform = not_null)]
     messages: Option<Vec<Imported>>,
@@ -104,7 +109,7 @@ struct Posted {
 struct Imported {
     role: ImportedRole,
     /// Not blank.
-    #[schemars(length(min = 1, max = MESSAGE_CHARS_MAX))]
+    #[schemars(length(min = 1, max = MESSAGE_CHARS_MAX), regex(pattern = NOT_BLANK))]
     content: String,
     /// The moment of the import, where it is left out.
     created_at: Option<Timestamp>,
@@ -121,7 +126,7 @@ static POSTED_FIELDS: LazyLock<Fields> = LazyLock::new(Fields::of::<Posted>);
 static IMPORTED_FIELDS: LazyLock<Fields> = LazyLock::new(Fields::of::<Imported>);
 
 impl Posted {
-    fn read(body: &Map<String, Value>) -> Result<Self, Problem> {
+    pub(super) fn read(body: &Map<String, Value>) -> Result<Self, Problem> {
         POSTED_FIELDS.check(body, "")?;
         match (body.get("content"), body.get("messages")) {
             (Some(Value::String(content)), None) => {

@@ -34,7 +34,7 @@ impl Ingress {
 }
 
 /// A JSON object, or why it is none.
-fn object(bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
+pub(super) fn object(bytes: &[u8]) -> Result<Map<String, Value>, Problem> {
     match serde_json::from_slice(bytes) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(Problem::new(400, "malformed", "The body must be a JSON object.")),

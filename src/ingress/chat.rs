@@ -16,7 +16,7 @@ use uuid::Uuid;
 use self::request::{ChatBody, ChatRequest};
 use super::access::{Access, Caller};
 use super::events::{self, Watch};
-use super::headers::{Preference, WAIT_MAX, idempotency_key};
+use super::headers::{IDEMPOTENCY_KEY, Preference, WAIT_MAX, idempotency_key};
 use super::limit::Counted;
 use super::openapi::{Operation, Routes, Security};
 use super::problem::Problem;
@@ -47,8 +47,9 @@ pub(super) fn routes() -> Routes {
                 "Waits for the outcome unless the caller prefers not to. With `Accept: text/event-stream` the answer is \
                  the turn's events while it runs. A dropped connection does not cancel the turn.",
             )
-            .header(
+            .header_like(
                 "Idempotency-Key",
+                IDEMPOTENCY_KEY,
                 "The same key with the same body stands for the same turn; with another body it is refused (422).",
             )
             .header(

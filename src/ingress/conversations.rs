@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::access::{Access, Caller};
 use super::body::{Fields, MERGE_PATCH, not_null, text};
-use super::chat::request::{DEVICE_ID_CHARS_MAX, NO_CONTROL_CHARACTERS, check_device_id, conversation_id};
+use super::chat::request::{DEVICE_ID_CHARS_MAX, NAME, check_device_id, conversation_id};
 use super::extract::{Parameters, Segment};
 use super::openapi::{Operation, Routes, Security};
 use super::problem::Problem;
@@ -76,16 +76,16 @@ pub(super) fn routes() -> Routes {
 #[derive(Debug, Deserialize, JsonSchema)]
 struct ListQuery {
     /// Needed by a caller without a key.
-    #[schemars(length(min = 1, max = DEVICE_ID_CHARS_MAX), transform = not_null)]
+    #[schemars(length(min = 1, max = DEVICE_ID_CHARS_MAX), regex(pattern = NAME), transform = not_null)]
     device_id: Option<String>,
     #[schemars(with = "Option<ConversationStatus>", transform = not_null)]
     status: Option<String>,
-    #[schemars(length(min = 1, max = ASSIGNEE_CHARS_MAX), transform = not_null)]
+    #[schemars(length(min = 1, max = ASSIGNEE_CHARS_MAX), regex(pattern = NAME), transform = not_null)]
     assignee: Option<String>,
     #[schemars(with = "Option<u32>", range(min = 1, max = PAGE_MAX), transform = not_null)]
     limit: Option<String>,
     /// The `next_cursor` of the page before.
-    #[schemars(transform = not_null)]
+    #[schemars(regex(pattern = CURSOR), transform = not_null)]
     cursor: Option<String>,
 }
 
@@ -272,11 +272,11 @@ pub(super) fn not_found() -> Problem {
 /// A merge patch of what people may change.
 #[derive(Debug, JsonSchema)]
 #[schemars(rename = "ConversationChange", deny_unknown_fields)]
-struct Change {
+pub(super) struct Change {
     #[schemars(transform = not_null)]
     status: Option<ConversationStatus>,
     /// The person who has it; null for nobody.
-    #[schemars(length(min = 1, max = ASSIGNEE_CHARS_MAX), regex(pattern = NO_CONTROL_CHARACTERS))]
+    #[schemars(length(min = 1, max = ASSIGNEE_CHARS_MAX), regex(pattern = NAME))]
     assignee: Option<Option<String>>,
     /// Its members are merged into those there are; a member that is null is removed.
     #[schemars(transform = not_null)]
@@ -286,7 +286,7 @@ struct Change {
 static CHANGE_FIELDS: LazyLock<Fields> = LazyLock::new(Fields::of::<Change>);
 
 impl Change {
-    fn read(body: &Map<String, Value>) -> Result<Self, Problem> {
+    pub(super) fn read(body: &Map<String, Value>) -> Result<Self, Problem> {
         CHANGE_FIELDS.check(body, "")?;
         let status = match body.get("status") {
             None => None,
@@ -389,6 +389,9 @@ impl From<Conversation> for ConversationView {
         }
     }
 }
+
+/// A moment in microseconds and a conversation's id, as JSON Schema reads it (ECMA-262).
+const CURSOR: &str = "^-?[0-9]{1,18}\\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$";
 
 /// The place of the last row seen; opaque to callers.
 fn write_cursor(conversation: &Conversation) -> String {

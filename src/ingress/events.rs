@@ -165,7 +165,7 @@ impl Drop for OpenStream {
     }
 }
 
-fn last_seen(headers: &HeaderMap) -> Place {
+pub(super) fn last_seen(headers: &HeaderMap) -> Place {
     headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()).map_or(Place::Nothing, |id| Place::after(id.trim()))
 }
 

@@ -12,6 +12,9 @@ use super::problem::Problem;
 /// The longest `Idempotency-Key`, in characters.
 pub(super) const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
 
+/// Quoted or not, as JSON Schema reads it (ECMA-262).
+pub(super) const IDEMPOTENCY_KEY: &str = "^([!#-~]([ -~]{0,253}[!-~])?|\"[ -~]{1,255}\")$";
+
 /// The longest and the default wait for an answer; proxies in between tend to close after 60 s.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(55);
 

@@ -103,10 +103,18 @@ pub(super) struct Operation {
     details: Option<&'static str>,
     security: Security,
     query: Option<MakeSchema>,
-    headers: Vec<(&'static str, &'static str)>,
+    headers: Vec<Header>,
     body: Option<(MakeSchema, &'static [&'static str])>,
     answers: Vec<(u16, Answer)>,
     problems: &'static [u16],
+}
+
+/// A header that a caller may send.
+#[derive(Debug)]
+struct Header {
+    name: &'static str,
+    description: &'static str,
+    pattern: Option<&'static str>,
 }
 
 /// What a caller has to show.
@@ -166,7 +174,13 @@ impl Operation {
     }
 
     pub(super) fn header(mut self, name: &'static str, description: &'static str) -> Self {
-        self.headers.push((name, description));
+        self.headers.push(Header { name, description, pattern: None });
+        self
+    }
+
+    /// The same for one that is refused unless it looks like this (ECMA-262).
+    pub(super) fn header_like(mut self, name: &'static str, pattern: &'static str, description: &'static str) -> Self {
+        self.headers.push(Header { name, description, pattern: Some(pattern) });
         self
     }
 
@@ -323,8 +337,12 @@ impl Schemas {
             }
             parameters.push(parameter);
         }
-        parameters.extend(operation.headers.iter().map(|(name, description)| {
-            json!({ "name": name, "in": "header", "description": description, "schema": { "type": "string" } })
+        parameters.extend(operation.headers.iter().map(|Header { name, description, pattern }| {
+            let mut schema = json!({ "type": "string" });
+            if let Some(pattern) = pattern {
+                schema["pattern"] = json!(pattern);
+            }
+            json!({ "name": name, "in": "header", "description": description, "schema": schema })
         }));
         parameters
     }
@@ -363,10 +381,20 @@ impl Schemas {
         responses
     }
 
-    /// OpenAPI 3.1 has no words for single events; their data's schemas stand in an extension of ours, by the events' names.
+    /// In OpenAPI 3.1 the schema of a stream of events is that of each event, as its programs read it. It has no words for what
+    /// the text of their data holds: those schemas stand in an extension of ours, by the events' names.
     fn events(&mut self) -> Value {
         let schemas: Map<String, Value> = events::schemas(&mut self.written).into_iter().collect();
-        json!({ "schema": { "type": "string" }, "x-events": schemas })
+        let event = json!({
+            "type": "object",
+            "properties": {
+                "event": { "enum": schemas.keys().collect::<Vec<_>>() },
+                "id": { "type": "string", "description": "For `Last-Event-ID`." },
+                "data": { "type": "string", "contentMediaType": "application/json" },
+            },
+            "required": ["event", "id", "data"],
+        });
+        json!({ "schema": event, "x-events": schemas })
     }
 }
 

@@ -47,6 +47,8 @@ use crate::http;
 use crate::telemetry::{chain, current_traceparent, span};
 
 mod answer;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 
 pub use answer::{BODY_MAX_BYTES, REPLIES_MAX};
 

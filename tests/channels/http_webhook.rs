@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use turnwise::channel::http::{self, signature};
 use turnwise::channel::{self, Refusal, Verified};
 use turnwise::config::{BotChannel, HttpBot, Secret};
-use turnwise::message::{Button, Channel, ConversationKey, Envelope, OutboundPart, Peer, Timestamp};
+use turnwise::message::{Button, Channel, ConversationKey, Envelope, Form, OutboundPart, Peer, Timestamp};
 use uuid::Uuid;
 
 use crate::random::any_json;
@@ -99,10 +99,11 @@ fn a_reply_becomes_a_callback() {
         parts: 1,
         content: "Sure?".to_owned(),
         buttons: vec![Button { label: "Yes".to_owned(), payload: "y".to_owned() }],
+        form: Form::default(),
         created_at: NOW,
     };
-    assert_eq!(channel::call(&bot, &part(Peer::Bot)), None);
-    let call = channel::call(&bot, &part(Peer::User("c1".to_owned()))).unwrap();
+    assert_eq!(channel::call(&bot, &part(Peer::Bot), &[]), None);
+    let call = channel::call(&bot, &part(Peer::User("c1".to_owned())), &[]).unwrap();
     assert_eq!(call.url.expose(), "https://kiosk.example.com/turnwise");
     insta::assert_snapshot!(serde_json::to_string_pretty(&call.body).unwrap(), @r#"
     {

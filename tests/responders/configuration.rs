@@ -66,6 +66,7 @@ pub(crate) fn config(
             listen: "127.0.0.1:0".parse().unwrap(),
             public_url: None,
             max_body_bytes: 1_024,
+            max_connections: 16_384,
             shutdown_grace: second,
         },
         nats: Nats {

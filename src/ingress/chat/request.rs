@@ -24,21 +24,25 @@ pub(in crate::ingress) const MESSAGE_CHARS_MAX: usize = 32_768;
 /// The longest device id, in characters.
 pub(in crate::ingress) const DEVICE_ID_CHARS_MAX: usize = 255;
 
-/// Of a whole text, as JSON Schema reads it (ECMA-262).
-pub(in crate::ingress) const NO_CONTROL_CHARACTERS: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
+/// Of a text that is a name: no control characters, and not blank. As JSON Schema reads it (ECMA-262).
+pub(in crate::ingress) const NAME: &str =
+    r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$";
+
+/// Of a text that says something.
+pub(in crate::ingress) const NOT_BLANK: &str = r"\S";
 
 /// The longest id of an action that is looked up; ours have 32.
 const ACTION_ID_BYTES_MAX: usize = 64;
 
 /// A request whose every field is well-formed.
-pub(super) struct ChatRequest {
-    pub(super) body: ChatBody,
+pub(in crate::ingress) struct ChatRequest {
+    pub(in crate::ingress) body: ChatBody,
     /// SHA-256 of the body's canonical form, for telling a repeated request from another one.
-    pub(super) fingerprint: String,
+    pub(in crate::ingress) fingerprint: String,
 }
 
 impl ChatRequest {
-    pub(super) fn read(body: Map<String, Value>) -> Result<Self, Problem> {
+    pub(in crate::ingress) fn read(body: Map<String, Value>) -> Result<Self, Problem> {
         let read = ChatBody::read(&body)?;
         Ok(Self { body: read, fingerprint: fingerprint(body) })
     }
@@ -60,22 +64,26 @@ impl ChatRequest {
 }
 
 /// A message to a bot, or the answer to a question about an action.
+// The schema says so with a condition: of two kinds of bodies (`anyOf`), generators of clients make types that do not fit.
 #[derive(Debug, JsonSchema)]
 #[schemars(
     rename = "ChatRequest",
     deny_unknown_fields,
-    extend("anyOf" = [{ "required": ["message"] }, { "required": ["confirm"] }])
+    extend(
+        "if" = { "properties": { "confirm": { "type": "object" } }, "required": ["confirm"] },
+        "else" = { "properties": { "message": { "type": "string" } }, "required": ["message"] },
+    )
 )]
 pub(in crate::ingress) struct ChatBody {
     /// The web bot that the message is for. May be left out by who can reach only one.
     pub(super) bot: Option<String>,
     /// The device or account that the person writes from, as the caller names it: not blank, no control characters.
-    #[schemars(length(min = 1, max = DEVICE_ID_CHARS_MAX), regex(pattern = NO_CONTROL_CHARACTERS))]
-    pub(super) device_id: String,
+    #[schemars(length(min = 1, max = DEVICE_ID_CHARS_MAX), regex(pattern = NAME))]
+    pub(in crate::ingress) device_id: String,
     /// Left out, the device's open conversation goes on, or a new one begins.
     pub(super) conversation_id: Option<Uuid>,
     /// Not blank. May be left out beside `confirm`.
-    #[schemars(length(min = 1, max = MESSAGE_CHARS_MAX))]
+    #[schemars(length(min = 1, max = MESSAGE_CHARS_MAX), regex(pattern = NOT_BLANK))]
     message: Option<String>,
     platform: Option<ChatPlatform>,
     /// Kept with the conversation: its members are merged into the conversation's metadata (RFC 7396).
@@ -136,7 +144,7 @@ impl ChatBody {
     }
 
     /// What the history shows; of an answer without words, what the button under the question would say.
-    fn words(&self) -> &str {
+    pub(in crate::ingress) fn words(&self) -> &str {
         let confirmed = self.confirm.as_ref().map(Confirmation::word);
         self.message.as_deref().or(confirmed).unwrap_or_default()
     }

@@ -9,7 +9,7 @@ use crate::stream::{Progress, ToolNote};
 
 /// What a caller has seen of a turn; its `Display` is the id of the last event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Place {
+pub(in crate::ingress) enum Place {
     #[default]
     Nothing,
     /// That the turn was accepted.
