@@ -143,7 +143,7 @@ pub trait Work: Send + Sync + 'static {
     }
 
     /// Told the size of the scheduler after each event: tasks running, lanes with messages, messages parked.
-    fn observe(&self, _running: usize, _lanes: usize) {}
+    fn observe(&self, _running: usize, _lanes: usize, _parked: usize) {}
 
     /// Told how many partitions it is done for in this process, whenever that changes.
     fn owns(&self, _partitions: usize) {}

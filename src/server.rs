@@ -41,9 +41,11 @@ use crate::turn::typing::Typing;
 use crate::turn::{self, Settings, Turns};
 
 mod builder;
+mod gauges;
 
 pub(crate) use builder::stop_signal;
 pub use builder::{Server, ServerBuilder};
+use gauges::Gauges;
 
 /// How long the database and NATS may take to come up at start, as when a whole machine boots.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -233,7 +235,7 @@ impl Running {
         let (store, connection) = (&backends.store, &backends.connection);
         let inbound = stream::ensure(connection, &config.nats, Lane::Inbound).await?;
         let outbound = stream::ensure(connection, &config.nats, Lane::Outbound).await?;
-        stream::ensure(connection, &config.nats, Lane::Dead).await?;
+        let dead = stream::ensure(connection, &config.nats, Lane::Dead).await?;
         let publisher = Publisher::new(connection.clone(), config.nats.partitions);
         let stopping = Stopping::default();
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
@@ -252,6 +254,11 @@ impl Running {
             let egress =
                 Egress::new(store.clone(), publisher.clone(), config.bots.clone(), Arc::clone(&platforms), partitions);
             shares.push(Share::join(egress, (), config, &outbound, store, send_limits(), &stopping).await?);
+        }
+        let works = [(roles.worker, &inbound), (roles.egress, &outbound)];
+        let worked: Vec<_> = works.into_iter().filter(|(does, _)| *does).map(|(_, handle)| handle.clone()).collect();
+        if !worked.is_empty() {
+            tokio::spawn(Gauges { worked, dead, store: store.clone() }.run(closing.clone()));
         }
         tokio::spawn({
             let (metrics, closing) = (metrics.clone(), closing.clone());

@@ -524,6 +524,14 @@ impl Store {
         on!(unbounded self.delivery_counts())
     }
 
+    /// How many parts are uncertain, by an index of their own.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn uncertain_deliveries(&self) -> Result<u64, StoreError> {
+        on!(self.uncertain_deliveries())
+    }
+
     /// Marks a part `sending` before the call to the platform, if the outbound partition is still ours. After
     /// [`SendStart::Interrupted`] the part is as it was: hold it by settling it as uncertain, or send it again by settling it
     /// as not sent and beginning anew.

@@ -103,8 +103,8 @@ impl Work for Turns {
         burst::label(message)
     }
 
-    fn observe(&self, running: usize, lanes: usize) {
-        metric::scheduler_size(running, lanes);
+    fn observe(&self, running: usize, lanes: usize, parked: usize) {
+        metric::scheduler_size(running, lanes, parked);
     }
 
     async fn run(&self, task: &Task) -> Verdict<Committed> {

@@ -26,7 +26,7 @@ use crate::cluster::{Assignment, Notice, Owned};
 use crate::message::Timestamp;
 use crate::store::{Ownership, Receipt as _, Store};
 use crate::stream::{self, Delivery, StreamHandle, StreamMessage};
-use crate::telemetry::chain;
+use crate::telemetry::{chain, metric};
 
 /// Batches on their way from the feeders to the loop: two per partition of the default 64.
 const EVENTS_IN_FLIGHT: usize = 128;
@@ -191,12 +191,15 @@ impl<W: Work> Engine<W> {
                     let (key, track) = due.into_inner();
                     self.lanes.resume(&key, track);
                 }
-                _ = checkpoints.tick() => self.save_checkpoints(),
+                _ = checkpoints.tick() => {
+                    self.tell_oldest();
+                    self.save_checkpoints();
+                }
                 _ = floors.tick() => self.keep_floors(),
                 _ = heartbeats.tick() => self.heartbeats(),
                 () = halt.cancelled() => break Ok(()),
             }
-            self.work.observe(self.lanes.running(), self.lanes.len());
+            self.work.observe(self.lanes.running(), self.lanes.len(), self.lanes.parked());
         };
         self.stop(inbox).await;
         outcome
@@ -557,6 +560,17 @@ impl<W: Work> Engine<W> {
                 self.tasks.spawn(delivery.heartbeat());
             }
         }
+    }
+
+    /// What a lane has parked is younger than what it holds, but for the moment in which it is read again.
+    fn tell_oldest(&self) {
+        let first = |(number, partition): (&u16, &Partition)| {
+            let slot = Slot { partition: *number, sequence: partition.progress.first_open()? };
+            Some(self.held.get(&slot)?.message.published_at)
+        };
+        let oldest = self.partitions.iter().filter_map(first).min();
+        let age = oldest.map_or(0, |oldest| Timestamp::now().micros_since(oldest));
+        metric::oldest_unprocessed(self.handle.lane.as_str(), Duration::from_micros(age));
     }
 
     fn save_checkpoints(&mut self) {

@@ -120,6 +120,8 @@ struct Parked {
     from: u64,
     /// The last parked message.
     until: u64,
+    /// How many there are; more than there are when some have left the stream with age.
+    messages: usize,
     reading: bool,
 }
 
@@ -258,6 +260,7 @@ pub struct Lanes {
     refusals: VecDeque<LaneKey>,
     running: usize,
     refusing: usize,
+    parked: usize,
     max_running: usize,
     backlog: usize,
 }
@@ -273,6 +276,7 @@ impl Lanes {
             refusals: VecDeque::new(),
             running: 0,
             refusing: 0,
+            parked: 0,
             max_running,
             backlog: backlog.max(1),
         }
@@ -287,10 +291,13 @@ impl Lanes {
         if let Some(parked) = &mut lane.parked {
             debug_assert!(parked.until < slot.sequence, "parked in order");
             parked.until = slot.sequence;
+            parked.messages += 1;
+            self.parked += 1;
             return Admission::Parked { opens: false };
         }
         if before >= self.backlog {
-            lane.parked = Some(Parked { from: slot.sequence, until: slot.sequence, reading: false });
+            lane.parked = Some(Parked { from: slot.sequence, until: slot.sequence, messages: 1, reading: false });
+            self.parked += 1;
             return Admission::Parked { opens: true };
         }
         let rules = self.shares.rules(lane.bot);
@@ -455,10 +462,15 @@ impl Lanes {
         let mut moved = Moved { from: parked.from, to: Some(next) };
         parked.reading = false;
         parked.from = next;
+        let before = parked.messages;
+        parked.messages = before.saturating_sub(messages.len());
+        let mut left = parked.messages;
         if parked.until < next {
             moved.to = None;
             lane.parked = None;
+            left = 0;
         }
+        self.parked -= before - left;
         let rules = self.shares.rules(lane.bot);
         for (sequence, label) in messages {
             let message = Waiting { sequence, label, since: now };
@@ -479,7 +491,7 @@ impl Lanes {
             if lane.partition != partition {
                 return true;
             }
-            lane.parked = None;
+            self.parked -= lane.parked.take().map_or(0, |parked| parked.messages);
             for track in [Track::Turn, Track::Refusal] {
                 if !lane.is_running(track) {
                     *lane.track_mut(track) = Progress::idle();
@@ -510,6 +522,12 @@ impl Lanes {
     #[must_use]
     pub const fn running(&self) -> usize {
         self.running
+    }
+
+    /// Messages left in the stream until their lanes have room.
+    #[must_use]
+    pub const fn parked(&self) -> usize {
+        self.parked
     }
 
     /// Lanes that have at least one message.

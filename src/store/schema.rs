@@ -14,6 +14,11 @@ macro_rules! migrations {
             (3, "brain", include_str!(concat!("../../migrations/", $folder, "/0003_brain.sql"))),
             (4, "token_budgets", include_str!(concat!("../../migrations/", $folder, "/0004_token_budgets.sql"))),
             (5, "operator_actions", include_str!(concat!("../../migrations/", $folder, "/0005_operator_actions.sql"))),
+            (
+                9,
+                "uncertain_deliveries",
+                include_str!(concat!("../../migrations/", $folder, "/0009_uncertain_deliveries.sql"))
+            ),
         ]
     };
 }

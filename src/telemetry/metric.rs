@@ -18,6 +18,18 @@ pub const HTTP_REQUEST_DURATION: &str = "http_server_request_duration_seconds";
 pub const REDELIVERIES: &str = "turnwise_redeliveries_total";
 pub const TURNS_IN_FLIGHT: &str = "turnwise_turns_in_flight";
 pub const LANES: &str = "turnwise_lanes";
+pub const PARKED_MESSAGES: &str = "turnwise_parked_messages";
+pub const STREAM_LAG: &str = "turnwise_stream_lag_messages";
+pub const STREAM_ACK_PENDING: &str = "turnwise_stream_ack_pending_messages";
+pub const OLDEST_UNPROCESSED_AGE: &str = "turnwise_stream_oldest_unprocessed_age_seconds";
+pub const STREAM_MESSAGES: &str = "turnwise_stream_messages";
+pub const STREAM_BYTES: &str = "turnwise_stream_bytes";
+pub const STREAM_BYTES_LIMIT: &str = "turnwise_stream_bytes_limit";
+pub const STREAM_MAX_AGE: &str = "turnwise_stream_max_age_seconds";
+pub const STORAGE_BYTES: &str = "turnwise_jetstream_storage_bytes";
+pub const STORAGE_BYTES_LIMIT: &str = "turnwise_jetstream_storage_bytes_limit";
+pub const DEAD_LETTERS_PENDING: &str = "turnwise_dead_letters_pending";
+pub const DELIVERIES_UNCERTAIN: &str = "turnwise_deliveries_uncertain";
 pub const LANE_WAIT: &str = "turnwise_lane_wait_seconds";
 pub const STREAM_WAIT: &str = "turnwise_stream_wait_seconds";
 pub const TURNS: &str = "turnwise_turns_total";
@@ -119,11 +131,57 @@ pub fn redelivery(reason: &'static str) {
     counter!(REDELIVERIES, "reason" => reason).increment(1);
 }
 
-/// The scheduler's size now: turns that run, and conversations that have work.
+/// The scheduler's size now: turns that run, conversations that have work, and messages of theirs left in the stream.
 #[expect(clippy::cast_precision_loss, reason = "a count of 2^53 turns is out of reach")]
-pub fn scheduler_size(turns_in_flight: usize, lanes: usize) {
+pub fn scheduler_size(turns_in_flight: usize, lanes: usize, parked: usize) {
     gauge!(TURNS_IN_FLIGHT).set(turns_in_flight as f64);
     gauge!(LANES).set(lanes as f64);
+    gauge!(PARKED_MESSAGES).set(parked as f64);
+}
+
+/// Since when the first message that waits or runs in this process has been in its stream; zero when there is none.
+pub fn oldest_unprocessed(stream: &'static str, age: Duration) {
+    gauge!(OLDEST_UNPROCESSED_AGE, "stream" => stream).set(age.as_secs_f64());
+}
+
+/// One partition's consumer, as the server tells it: messages not delivered yet, and delivered ones not acknowledged.
+#[expect(clippy::cast_precision_loss, reason = "a count of 2^53 messages is out of reach")]
+pub fn partition_backlog(stream: &'static str, partition: u16, lag: u64, ack_pending: usize) {
+    let partition = partition.to_string();
+    gauge!(STREAM_LAG, "stream" => stream, "partition" => partition.clone()).set(lag as f64);
+    gauge!(STREAM_ACK_PENDING, "stream" => stream, "partition" => partition).set(ack_pending as f64);
+}
+
+/// What a stream holds and may hold, as the server tells it. `bytes_limit` is absent for a stream without one.
+#[expect(clippy::cast_precision_loss, reason = "2^53 bytes are 9 petabytes")]
+pub fn stream_size(stream: &'static str, messages: u64, bytes: u64, bytes_limit: Option<u64>, max_age: Duration) {
+    gauge!(STREAM_MESSAGES, "stream" => stream).set(messages as f64);
+    gauge!(STREAM_BYTES, "stream" => stream).set(bytes as f64);
+    gauge!(STREAM_MAX_AGE, "stream" => stream).set(max_age.as_secs_f64());
+    if let Some(limit) = bytes_limit {
+        gauge!(STREAM_BYTES_LIMIT, "stream" => stream).set(limit as f64);
+    }
+}
+
+/// Dead letters that wait for somebody.
+#[expect(clippy::cast_precision_loss, reason = "a count of 2^53 messages is out of reach")]
+pub fn dead_letters_pending(count: u64) {
+    gauge!(DEAD_LETTERS_PENDING).set(count as f64);
+}
+
+/// What the account uses of JetStream's disk. `limit` is absent where the account has none.
+#[expect(clippy::cast_precision_loss, reason = "2^53 bytes are 9 petabytes")]
+pub fn storage(bytes: u64, limit: Option<u64>) {
+    gauge!(STORAGE_BYTES).set(bytes as f64);
+    if let Some(limit) = limit {
+        gauge!(STORAGE_BYTES_LIMIT).set(limit as f64);
+    }
+}
+
+/// Deliveries of which nobody can tell whether they arrived.
+#[expect(clippy::cast_precision_loss, reason = "a count of 2^53 deliveries is out of reach")]
+pub fn deliveries_uncertain(count: u64) {
+    gauge!(DELIVERIES_UNCERTAIN).set(count as f64);
 }
 
 /// From delivery to the start of the turn.
@@ -276,8 +334,8 @@ pub fn describe_metrics() {
     for (name, help) in COUNTERS {
         metrics::describe_counter!(*name, Unit::Count, *help);
     }
-    for (name, help) in GAUGES {
-        metrics::describe_gauge!(*name, Unit::Count, *help);
+    for (name, unit, help) in GAUGES {
+        metrics::describe_gauge!(*name, *unit, *help);
     }
     for (name, help) in HISTOGRAMS {
         metrics::describe_histogram!(*name, Unit::Seconds, *help);
@@ -289,7 +347,7 @@ pub fn describe_metrics() {
 
 /// An alert on a series that is absent until the first failure never sees the first failure.
 fn show_unlabelled_series() {
-    scheduler_size(0, 0);
+    scheduler_size(0, 0, 0);
     counter!(COMMITS_FENCED).absolute(0);
     gauge!(EVENT_STREAMS).set(0.0);
 }
@@ -308,13 +366,25 @@ const COUNTERS: &[(&str, &str)] = &[
     (EVENT_STREAMS_ENDED, "Callers that are sent no more events of a turn, by reason."),
 ];
 
-const GAUGES: &[(&str, &str)] = &[
-    (TURNS_IN_FLIGHT, "Turns running now in this process."),
-    (LANES, "Conversations with running or waiting messages in this process."),
-    (PARTITION_OWNED, "1 for a partition that this process works on, 0 for another."),
-    (EVENT_STREAMS, "Callers that are being sent the events of a turn by this process."),
-    (TOOL_SERVER_UP, "1 while there is a session with an MCP server, 0 while there is none."),
-    (MEMBERS, "Processes that share the work on a stream, as this process sees it."),
+const GAUGES: &[(&str, Unit, &str)] = &[
+    (TURNS_IN_FLIGHT, Unit::Count, "Turns running now in this process."),
+    (LANES, Unit::Count, "Conversations with running or waiting messages in this process."),
+    (PARTITION_OWNED, Unit::Count, "1 for a partition that this process works on, 0 for another."),
+    (EVENT_STREAMS, Unit::Count, "Callers that are being sent the events of a turn by this process."),
+    (TOOL_SERVER_UP, Unit::Count, "1 while there is a session with an MCP server, 0 while there is none."),
+    (MEMBERS, Unit::Count, "Processes that share the work on a stream, as this process sees it."),
+    (PARKED_MESSAGES, Unit::Count, "Messages of busy conversations left in the stream until their lane has room again."),
+    (STREAM_LAG, Unit::Count, "Messages of a partition that the stream has not delivered yet."),
+    (STREAM_ACK_PENDING, Unit::Count, "Messages of a partition that were delivered and not acknowledged yet."),
+    (OLDEST_UNPROCESSED_AGE, Unit::Seconds, "Seconds since the first message came that waits or runs in this process."),
+    (STREAM_MESSAGES, Unit::Count, "Messages that a stream holds."),
+    (STREAM_BYTES, Unit::Bytes, "Bytes that a stream holds."),
+    (STREAM_BYTES_LIMIT, Unit::Bytes, "Bytes that a stream may hold; absent without a limit."),
+    (STREAM_MAX_AGE, Unit::Seconds, "Seconds after which a stream forgets a message, done or not."),
+    (STORAGE_BYTES, Unit::Bytes, "Bytes on disk that the account uses of JetStream."),
+    (STORAGE_BYTES_LIMIT, Unit::Bytes, "Bytes on disk that the account may use of JetStream; absent without a limit."),
+    (DEAD_LETTERS_PENDING, Unit::Count, "Dead letters that nobody has redriven or discarded."),
+    (DELIVERIES_UNCERTAIN, Unit::Count, "Deliveries of which nobody can tell whether they arrived."),
 ];
 
 const HISTOGRAMS: &[(&str, &str)] = &[
@@ -346,7 +416,13 @@ mod tests {
         ingress_message(Channel::Telegram, "support", "accepted");
         http_request("/v1/chat", 200, moment);
         redelivery("takeover");
-        scheduler_size(3, 5);
+        scheduler_size(3, 5, 700);
+        oldest_unprocessed("in", Duration::from_millis(1_500));
+        partition_backlog("in", 7, 12, 34);
+        stream_size("in", 1_000, 512_000, Some(1_000_000), Duration::from_secs(604_800));
+        dead_letters_pending(2);
+        storage(900_000, Some(2_000_000));
+        deliveries_uncertain(1);
         lane_wait(moment);
         stream_wait(moment);
         turn_finished("support", "answered", Duration::from_secs(2), Duration::from_millis(1_999));
@@ -373,7 +449,8 @@ mod tests {
         budget_refusal("support");
 
         let page = metrics.render();
-        for (name, help) in COUNTERS.iter().chain(GAUGES).chain(HISTOGRAMS).chain(SIZES) {
+        let gauges = GAUGES.iter().map(|(name, _, help)| (name, help));
+        for (name, help) in COUNTERS.iter().chain(HISTOGRAMS).chain(SIZES).map(|(name, help)| (name, help)).chain(gauges) {
             assert!(page.contains(&format!("# HELP {name} {help}\n")), "{name} has no help text:\n{page}");
         }
         let check = |line: &str| assert!(page.lines().any(|found| found == line), "no {line} in:\n{page}");
@@ -381,6 +458,16 @@ mod tests {
         check(r#"http_server_request_duration_seconds_bucket{route="/v1/chat",status="200",le="0.01"} 1"#);
         check("turnwise_turns_in_flight 3");
         check("turnwise_lanes 5");
+        check("turnwise_parked_messages 700");
+        check(r#"turnwise_stream_oldest_unprocessed_age_seconds{stream="in"} 1.5"#);
+        check(r#"turnwise_stream_lag_messages{stream="in",partition="7"} 12"#);
+        check(r#"turnwise_stream_ack_pending_messages{stream="in",partition="7"} 34"#);
+        check(r#"turnwise_stream_bytes{stream="in"} 512000"#);
+        check(r#"turnwise_stream_bytes_limit{stream="in"} 1000000"#);
+        check(r#"turnwise_stream_max_age_seconds{stream="in"} 604800"#);
+        check("turnwise_jetstream_storage_bytes_limit 2000000");
+        check("turnwise_dead_letters_pending 2");
+        check("turnwise_deliveries_uncertain 1");
         check(r#"turnwise_turns_total{bot="support",outcome="answered"} 1"#);
         check(r#"turnwise_turn_duration_seconds_bucket{bot="support",outcome="answered",le="81.92"} 1"#);
         check(r#"turnwise_overhead_seconds_bucket{le="0.0005"} 0"#);
