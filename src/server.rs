@@ -465,6 +465,7 @@ fn turns(
         platforms: Arc::clone(platforms),
         history_messages,
         turn_timeout: config.worker.turn_timeout,
+        record_content: config.telemetry.record_content,
     }
 }
 

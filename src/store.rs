@@ -67,6 +67,15 @@ enum Backend {
     Sqlite(sqlite::Sqlite),
 }
 
+impl Backend {
+    const fn system(&self) -> &'static str {
+        match self {
+            Self::Postgres(_) => "postgresql",
+            Self::Sqlite(_) => "sqlite",
+        }
+    }
+}
+
 /// Runs a verb on whichever database this is, `unbounded` for as long as that takes.
 macro_rules! on {
     ($store:ident.$verb:ident($($argument:expr),*)) => {
@@ -130,10 +139,7 @@ impl Store {
     /// The database's name as OpenTelemetry's `db.system.name` has it.
     #[must_use]
     pub const fn system(&self) -> &'static str {
-        match self.backend {
-            Backend::Postgres(_) => "postgresql",
-            Backend::Sqlite(_) => "sqlite",
-        }
+        self.backend.system()
     }
 
     /// Closes every connection, after what they are doing is done and what was asked of groups before. Later calls fail.

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use self::burst::Burst;
 use self::compose::{compose, frame, parts, unsaved};
 use self::progress::Audience;
-use self::trace::{process_span, record_waits};
+use self::trace::{process_span, record_content, record_waits};
 use self::typing::Typing;
 use crate::config::Bot;
 use crate::message::{
@@ -71,6 +71,8 @@ pub struct Turns {
     pub history_messages: u32,
     /// One attempt may take this long.
     pub turn_timeout: Duration,
+    /// Whether spans hold what was said.
+    pub record_content: bool,
 }
 
 impl std::fmt::Debug for Turns {
@@ -350,9 +352,12 @@ impl Turns {
             tracing::info_span!("invoke_agent", otel.name = format!("invoke_agent {name}"), otel.kind = "internal");
         let started = std::time::Instant::now();
         let reply = ask(responder.as_ref(), &context, &request, &task.interruption);
-        let reply = run.during(self.typing.during(&settings.bot, &envelope.key, reply)).instrument(span).await;
+        let reply = run.during(self.typing.during(&settings.bot, &envelope.key, reply)).instrument(span.clone()).await;
         *responder_time = started.elapsed();
         let reply = reply.map_err(Box::new)?;
+        if self.record_content {
+            record_content(&span, &request, &reply);
+        }
         let steps = context.journal.written().await;
         let tokens = counted_tokens(&settings.bot, &steps);
         let record = (!steps.is_empty()).then(|| record(&responder.describe(), &steps));

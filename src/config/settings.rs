@@ -165,6 +165,7 @@ impl Default for Worker {
 pub struct Telemetry {
     /// Without a slash at the end; absent: traces are not exported.
     pub otlp_endpoint: Option<String>,
+    pub otlp_protocol: OtlpProtocol,
     pub service_name: String,
     /// Share of traces that are kept: 0 to 1.
     pub sample_ratio: f64,
@@ -172,9 +173,24 @@ pub struct Telemetry {
     pub record_content: bool,
 }
 
+/// How traces travel to `otlp_endpoint`: <https://opentelemetry.io/docs/specs/otlp/>.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtlpProtocol {
+    /// Protobuf over HTTP; collectors listen on port 4318.
+    Http,
+    /// Collectors listen on port 4317.
+    Grpc,
+}
+
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { otlp_endpoint: None, service_name: "turnwise".to_owned(), sample_ratio: 1.0, record_content: false }
+        Self {
+            otlp_endpoint: None,
+            otlp_protocol: OtlpProtocol::Http,
+            service_name: "turnwise".to_owned(),
+            sample_ratio: 1.0,
+            record_content: false,
+        }
     }
 }
 

@@ -129,6 +129,8 @@ pub(super) struct Engine<W: Work> {
     pauses: DelayQueue<(LaneKey, Track)>,
     /// Lanes whose task has failed at least once.
     backoffs: HashMap<(LaneKey, Track), ExponentialBackoff>,
+    /// The trace context of the turn that held the lane, for the turn that waited for it.
+    blockers: HashMap<LaneKey, Arc<OnceLock<String>>>,
     /// What asks the running turns to end for a newer message.
     interruptions: HashMap<LaneKey, CancellationToken>,
     saving: bool,
@@ -159,6 +161,7 @@ impl<W: Work> Engine<W> {
             held: HashMap::new(),
             pauses: DelayQueue::new(),
             backoffs: HashMap::new(),
+            blockers: HashMap::new(),
             interruptions: HashMap::new(),
             saving: false,
             tasks: TaskTracker::new(),
@@ -284,6 +287,7 @@ impl<W: Work> Engine<W> {
             for track in [Track::Turn, Track::Refusal] {
                 self.backoffs.remove(&(Arc::clone(&key), track));
             }
+            self.blockers.remove(&key);
         }
         self.conclude(number);
     }
@@ -393,6 +397,7 @@ impl<W: Work> Engine<W> {
             attempt: attempts,
             started_at: Timestamp::now(),
             lane_position: last.lane_position,
+            blocker: self.blockers.remove(&key).and_then(|blocker| blocker.get().cloned()),
             cancellation: partition.cancellation.child_token(),
             interruption: CancellationToken::new(),
             traceparent: Arc::default(),
@@ -488,6 +493,9 @@ impl<W: Work> Engine<W> {
         } else {
             self.lanes.done(key, track, &done);
             self.backoffs.remove(&(Arc::clone(key), track));
+            if track == Track::Turn && self.lanes.is_waiting(key) {
+                self.blockers.insert(Arc::clone(key), Arc::clone(&ended.traceparent));
+            }
             self.refill(key);
         }
     }

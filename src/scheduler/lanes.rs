@@ -518,6 +518,12 @@ impl Lanes {
         dropped
     }
 
+    /// Whether messages of the lane wait in memory.
+    #[must_use]
+    pub fn is_waiting(&self, key: &LaneKey) -> bool {
+        self.lanes.get(key).is_some_and(|lane| !lane.waiting.is_empty())
+    }
+
     /// Turns running now.
     #[must_use]
     pub const fn running(&self) -> usize {

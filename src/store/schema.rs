@@ -17,7 +17,7 @@ macro_rules! migrations {
             (
                 9,
                 "uncertain_deliveries",
-                include_str!(concat!("../../migrations/", $folder, "/0009_uncertain_deliveries.sql"))
+                include_str!(concat!("../../migrations/", $folder, "/0009_uncertain_deliveries.sql")),
             ),
         ]
     };

@@ -373,7 +373,11 @@ const GAUGES: &[(&str, Unit, &str)] = &[
     (EVENT_STREAMS, Unit::Count, "Callers that are being sent the events of a turn by this process."),
     (TOOL_SERVER_UP, Unit::Count, "1 while there is a session with an MCP server, 0 while there is none."),
     (MEMBERS, Unit::Count, "Processes that share the work on a stream, as this process sees it."),
-    (PARKED_MESSAGES, Unit::Count, "Messages of busy conversations left in the stream until their lane has room again."),
+    (
+        PARKED_MESSAGES,
+        Unit::Count,
+        "Messages of busy conversations left in the stream until their lane has room again.",
+    ),
     (STREAM_LAG, Unit::Count, "Messages of a partition that the stream has not delivered yet."),
     (STREAM_ACK_PENDING, Unit::Count, "Messages of a partition that were delivered and not acknowledged yet."),
     (OLDEST_UNPROCESSED_AGE, Unit::Seconds, "Seconds since the first message came that waits or runs in this process."),
@@ -450,7 +454,9 @@ mod tests {
 
         let page = metrics.render();
         let gauges = GAUGES.iter().map(|(name, _, help)| (name, help));
-        for (name, help) in COUNTERS.iter().chain(HISTOGRAMS).chain(SIZES).map(|(name, help)| (name, help)).chain(gauges) {
+        for (name, help) in
+            COUNTERS.iter().chain(HISTOGRAMS).chain(SIZES).map(|(name, help)| (name, help)).chain(gauges)
+        {
             assert!(page.contains(&format!("# HELP {name} {help}\n")), "{name} has no help text:\n{page}");
         }
         let check = |line: &str| assert!(page.lines().any(|found| found == line), "no {line} in:\n{page}");

@@ -21,6 +21,8 @@ pub const CHAT: &str = "chat";
 pub const EXECUTE_TOOL: &str = "execute_tool";
 /// CLIENT: the turn's transaction.
 pub const COMMIT: &str = "COMMIT turn";
+/// CLIENT, a root: the transaction that several turns share; it and their [`COMMIT`] are linked both ways.
+pub const COMMIT_GROUP: &str = "COMMIT group";
 /// CLIENT: the stream is told that the message is done.
 pub const ACK_IN: &str = "ack turnwise.in";
 /// CONSUMER: one part of a reply is taken up for delivery.

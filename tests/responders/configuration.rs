@@ -81,6 +81,7 @@ pub(crate) fn config(
         worker: Worker { max_turns: 1, lane_backlog: 1, max_attempts: 1, turn_timeout: second },
         telemetry: Telemetry {
             otlp_endpoint: None,
+            otlp_protocol: config::OtlpProtocol::Http,
             service_name: "turnwise".to_owned(),
             sample_ratio: 1.0,
             record_content: false,
