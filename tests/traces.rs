@@ -127,7 +127,6 @@ async fn processes_that_share_the_work_share_the_trace() {
                   process turnwise.out CONSUMER
                     POST CLIENT
                     ack turnwise.out CLIENT
-                    turnwise.egress.wait INTERNAL
                 turnwise.lane.wait INTERNAL
                 turnwise.stream.wait INTERNAL
             ");
