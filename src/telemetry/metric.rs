@@ -39,6 +39,7 @@ pub const END_TO_END: &str = "turnwise_end_to_end_seconds";
 pub const COMMIT_DURATION: &str = "turnwise_commit_duration_seconds";
 pub const COMMIT_BATCH_SIZE: &str = "turnwise_commit_batch_size";
 pub const COMMITS_FENCED: &str = "turnwise_commits_fenced_total";
+pub const PARTITIONS: &str = "turnwise_partitions";
 pub const PARTITION_OWNED: &str = "turnwise_partition_owned";
 pub const REBALANCES: &str = "turnwise_rebalances_total";
 pub const MEMBERS: &str = "turnwise_members";
@@ -248,6 +249,14 @@ pub fn partition_owned(stream: &'static str, partition: u16, owned: bool) {
     gauge!(PARTITION_OWNED, "stream" => stream, "partition" => partition.to_string()).set(f64::from(u8::from(owned)));
 }
 
+/// How many partitions a stream is divided into, all without an owner here so far.
+pub fn partitions(stream: &'static str, count: u16) {
+    gauge!(PARTITIONS, "stream" => stream).set(f64::from(count));
+    for partition in 0..count {
+        partition_owned(stream, partition, false);
+    }
+}
+
 /// This process has taken, given up or lost a partition.
 pub fn rebalance(stream: &'static str, reason: &'static str) {
     counter!(REBALANCES, "stream" => stream, "reason" => reason).increment(1);
@@ -369,6 +378,7 @@ const COUNTERS: &[(&str, &str)] = &[
 const GAUGES: &[(&str, Unit, &str)] = &[
     (TURNS_IN_FLIGHT, Unit::Count, "Turns running now in this process."),
     (LANES, Unit::Count, "Conversations with running or waiting messages in this process."),
+    (PARTITIONS, Unit::Count, "Partitions of a stream."),
     (PARTITION_OWNED, Unit::Count, "1 for a partition that this process works on, 0 for another."),
     (EVENT_STREAMS, Unit::Count, "Callers that are being sent the events of a turn by this process."),
     (TOOL_SERVER_UP, Unit::Count, "1 while there is a session with an MCP server, 0 while there is none."),
@@ -435,6 +445,7 @@ mod tests {
         model_call("llama3", "", Duration::from_secs(2));
         model_call("llama3", "timeout", Duration::from_secs(60));
         model_tokens("llama3", "input", 700);
+        partitions("in", 8);
         partition_owned("in", 7, true);
         rebalance("in", "owner_gone");
         members("in", 2);
@@ -485,6 +496,8 @@ mod tests {
         check(r#"gen_ai_client_operation_duration_seconds_count{model="llama3",error_type="timeout"} 1"#);
         check(r#"gen_ai_client_token_usage_bucket{model="llama3",token_type="input",le="256"} 0"#);
         check(r#"gen_ai_client_token_usage_bucket{model="llama3",token_type="input",le="1024"} 1"#);
+        check(r#"turnwise_partitions{stream="in"} 8"#);
+        check(r#"turnwise_partition_owned{stream="in",partition="6"} 0"#);
         check(r#"turnwise_partition_owned{stream="in",partition="7"} 1"#);
         check(r#"turnwise_rebalances_total{stream="in",reason="owner_gone"} 1"#);
         check(r#"turnwise_members{stream="in"} 2"#);
