@@ -1,5 +1,5 @@
-# Everything one does with the project; CI runs the same targets. What is missing (nats-server, PostgreSQL, aimock and an MCP
-# server for the tests, cargo-deny) is found or fetched by the scripts in scripts/, which say what they did.
+# Everything one does with the project; CI runs the same targets. What is missing (nats-server, PostgreSQL, Prometheus, aimock
+# and an MCP server for the tests, cargo-deny, validators) is found or fetched by the scripts in scripts/, which say what they did.
 
 .DEFAULT_GOAL := help
 
@@ -25,6 +25,7 @@ test: ## All tests, against a real nats-server, SQLite, PostgreSQL and an MCP se
 	TURNWISE_NATS_SERVER=$$(scripts/nats-server.sh) && export TURNWISE_NATS_SERVER && \
 	TURNWISE_AIMOCK=$$(scripts/aimock.sh) && export TURNWISE_AIMOCK && \
 	TURNWISE_MCP_EVERYTHING=$$(scripts/mcp-everything.sh) && export TURNWISE_MCP_EVERYTHING && \
+	TURNWISE_PROMETHEUS=$$(scripts/prometheus.sh) && export TURNWISE_PROMETHEUS && \
 	postgres=$$(scripts/postgres.sh) && export PATH="$$postgres:$$PATH" && \
 	$(CARGO) test --locked --no-fail-fast
 
@@ -48,11 +49,12 @@ chaos: ## Kill, pause and restart everything at random under load, then judge wh
 	$(CARGO) test --locked --test chaos -- --nocapture
 
 .PHONY: check
-check: ## Formatting, lints, documentation, licences and sources of dependencies; warnings are errors
+check: ## Formatting, lints, documentation, licences and sources of dependencies, deploy/; warnings are errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 	deny=$$(scripts/cargo-deny.sh) && "$$deny" check licenses bans sources
+	scripts/check-deploy.sh
 
 .PHONY: bench-commit
 bench-commit: ## Turns and deliveries per second that the databases alone take, from 1, 32 and 512 callers at once

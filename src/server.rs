@@ -42,10 +42,12 @@ use crate::turn::{self, Settings, Turns};
 
 mod builder;
 mod gauges;
+mod notify;
 
 pub(crate) use builder::stop_signal;
 pub use builder::{Server, ServerBuilder};
 use gauges::Gauges;
+pub(crate) use notify::Notifier;
 
 /// How long the database and NATS may take to come up at start, as when a whole machine boots.
 const START_PATIENCE: Duration = Duration::from_secs(30);

@@ -178,6 +178,7 @@ impl Connection {
         let (interrupted, interruptions) = watch::channel(0);
         let options = options(&config.nats)?
             .name(format!("turnwise {}", config.namespace))
+            .custom_inbox_prefix(&config.nats.inbox_prefix)
             .event_callback(move |event| {
                 // Both mean that messages sent to us may never have been seen by us.
                 if matches!(event, async_nats::Event::Connected | async_nats::Event::SlowConsumer(_)) {

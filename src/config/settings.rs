@@ -46,6 +46,8 @@ pub struct Nats {
     pub server: NatsServer,
     pub auth: NatsAuth,
     pub tls: Option<NatsTls>,
+    /// Where answers and deliveries come to, so that the server can keep other users of the account from listening.
+    pub inbox_prefix: String,
     /// 1, 3 or 5.
     pub replicas: usize,
     /// 1 to 1024.
@@ -57,14 +59,16 @@ pub struct Nats {
 }
 
 impl Nats {
+    pub(super) const DEFAULT_INBOX_PREFIX: &str = "_INBOX";
     pub(super) const DEFAULT_REPLICAS: usize = 1;
     pub(super) const DEFAULT_PARTITIONS: u16 = 64;
     pub(super) const DEFAULT_MAX_AGE: Duration = Duration::from_secs(7 * 86_400);
     pub(super) const DEFAULT_DUPLICATE_WINDOW: Duration = Duration::from_secs(600);
 
     /// A server with everything else at its default.
-    pub(super) const fn new(server: NatsServer) -> Self {
+    pub(super) fn new(server: NatsServer) -> Self {
         Self {
+            inbox_prefix: Self::DEFAULT_INBOX_PREFIX.to_owned(),
             server,
             auth: NatsAuth::None,
             tls: None,

@@ -72,6 +72,7 @@ pub(crate) fn config(
             server: NatsServer::Urls(Vec::new()),
             auth: NatsAuth::None,
             tls: None,
+            inbox_prefix: "_INBOX".to_owned(),
             replicas: 1,
             partitions: 1,
             max_age: second,

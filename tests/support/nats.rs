@@ -93,7 +93,7 @@ impl NatsServer {
 }
 
 /// `TURNWISE_NATS_SERVER`, else the project's tools folder, else PATH.
-pub(super) fn find_binary() -> PathBuf {
+pub(crate) fn find_binary() -> PathBuf {
     if let Some(named) = std::env::var_os("TURNWISE_NATS_SERVER") {
         let named = PathBuf::from(named);
         assert!(named.is_file(), "TURNWISE_NATS_SERVER names no file: {}", named.display());
