@@ -47,10 +47,6 @@ async fn every_panel_and_rule_finds_its_series() {
     .await;
     deployment.model.always_fail(HOPELESS);
     let prometheus = Prometheus::start(deployment.turnwise.url("")).await;
-    // Its consumers are made again, which is what the panel of redeliveries shows.
-    deployment.nats.kill9().await;
-    deployment.nats.start_again().await;
-
     let mut blank: Vec<(String, String)> = panels();
     let panels = blank.len();
     let mut sent = 0;
@@ -59,11 +55,14 @@ async fn every_panel_and_rule_finds_its_series() {
         assert!(tokio::time::Instant::now() < deadline, "of {panels} queries these show nothing: {blank:#?}");
         let chat = sent % CHATS + 1;
         deployment.telegram.send(chat, &format!("message {sent}"));
-        if sent == 0 {
-            give_up_one(&deployment).await;
-        }
         let answers = usize::try_from(sent / CHATS + 1).unwrap();
         deployment.telegram.wait_for_texts(chat, answers, PATIENCE).await;
+        if sent == 0 {
+            give_up_one(&deployment).await;
+            // Consumers are made again, which is what the panel of redeliveries shows.
+            deployment.nats.kill9().await;
+            deployment.nats.start_again().await;
+        }
         sent += 1;
         let mut still = Vec::new();
         for (panel, query) in blank {
