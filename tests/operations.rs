@@ -1,6 +1,7 @@
-//! A backup taken while everything runs, restored after the database was lost: as docs/operations.md tells it, on both databases.
+//! What docs/operations.md tells operators to do, done with the real binary: a backup taken while everything runs and restored
+//! after the database was lost, an older version beside a newer schema, another number of partitions.
 //!
-//! Refuses to be kinder than the guide: turns that ended after the backup run again, and are answered again.
+//! Refuses to be kinder than the guide: turns that ended after a backup run again, and are answered again.
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stderr, reason = "the harness shows what a process said when its test fails")]
@@ -11,6 +12,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, SqliteConnection};
 use support::PATIENCE;
 use support::ledger::Ledger;
+use support::process::Turnwise;
 use support::responder::{Behaviour, answer, message};
 use support::scenario::{Backend, Deployment, Load};
 use tempfile::TempDir;
@@ -58,6 +60,43 @@ async fn a_restored_postgresql_database_goes_on_from_the_backup() {
     connection.close().await.unwrap();
     run("pg_restore", &["--exit-on-error", "--no-owner", "--dbname", &url, &shown(&backup)]).await;
     check_restored(&mut deployment).await;
+}
+
+/// As when a process of the old version crashes in the middle of an upgrade.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_version_starts_on_a_newer_schema() {
+    let mut deployment = loaded(Backend::Sqlite).await;
+    deployment.turnwise.terminate().await;
+    let mut connection = SqliteConnection::connect(&database_url(&deployment)).await.unwrap();
+    let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+                 VALUES (9999, 'of a later version', TRUE, x'00', 0)";
+    connection.execute(later).await.unwrap();
+    connection.close().await.unwrap();
+    deployment.turnwise.start_again().await;
+    deployment.telegram.send(BUSY, &message(BUSY, 3));
+    deployment.settled(9, LIMIT).await;
+    deployment.turnwise.terminate().await;
+    deployment.turnwise.assert_audit_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conversations_go_on_in_a_namespace_with_more_partitions() {
+    let mut deployment = loaded(Backend::Sqlite).await;
+    deployment.turnwise.terminate().await;
+    deployment.turnwise.assert_audit_clean().await;
+    let mut configuration = deployment.turnwise.configuration().clone();
+    configuration.set("", "namespace", "\"more\"").set("nats", "partitions", "32");
+    deployment.turnwise = Turnwise::spawn(configuration).await;
+    let load = Load { chats: BUSY..BUSY + 4, per_chat: 4 };
+    for n in 3..=4 {
+        load.chats.clone().for_each(|chat| drop(deployment.telegram.send(chat, &message(chat, n))));
+    }
+    deployment.settled(load.total(), LIMIT).await;
+    load.assert_answered_once_in_order(&deployment.telegram);
+    load.assert_persisted_once_in_order(&deployment.ledger).await;
+    load.assert_one_at_a_time_in_order(&deployment.model);
+    deployment.turnwise.terminate().await;
+    deployment.turnwise.assert_audit_clean().await;
 }
 
 /// Two messages of each of four chats, answered.
