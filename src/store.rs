@@ -190,6 +190,22 @@ impl Store {
     pub async fn save_checkpoints(&self, checkpoints: &[(Ownership, u64)]) -> Result<(), StoreError> {
         on!(self.save_checkpoints(checkpoints))
     }
+
+    /// The highest checkpoint of any partition of a stream; `None` when there is none.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn highest_checkpoint(&self, stream: i64) -> Result<Option<u64>, StoreError> {
+        on!(self.highest_checkpoint(stream))
+    }
+
+    /// Has every partition of a stream read from its beginning when it is taken over next. What is done is found in the ledger.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn rewind(&self, stream: i64) -> Result<(), StoreError> {
+        on!(self.rewind(stream))
+    }
 }
 
 /// Turns and the ledger.

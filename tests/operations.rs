@@ -99,6 +99,35 @@ async fn conversations_go_on_in_a_namespace_with_more_partitions() {
     deployment.turnwise.assert_audit_clean().await;
 }
 
+/// As when NATS is restored from a backup, or its machine loses power before the disk has everything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn new_messages_on_a_stream_that_was_set_back_are_answered() {
+    let directory = TempDir::new().unwrap();
+    let (older, mut deployment) = (directory.path().join("store"), loaded(Backend::Sqlite).await);
+    deployment.turnwise.terminate().await;
+    deployment.nats.kill9().await;
+    let store = deployment.nats.store();
+    run("cp", &["-r", &shown(&store), &shown(&older)]).await;
+    deployment.nats.start_again().await;
+    deployment.turnwise.start_again().await;
+    let load = Load { chats: BUSY..BUSY + 4, per_chat: 4 };
+    load.chats.clone().for_each(|chat| drop(deployment.telegram.send(chat, &message(chat, 3))));
+    deployment.settled(12, LIMIT).await;
+    deployment.turnwise.terminate().await;
+
+    deployment.nats.kill9().await;
+    std::fs::remove_dir_all(&store).unwrap();
+    run("cp", &["-r", &shown(&older), &shown(&store)]).await;
+    deployment.nats.start_again().await;
+    deployment.turnwise.start_again().await;
+    load.chats.clone().for_each(|chat| drop(deployment.telegram.send(chat, &message(chat, 4))));
+    deployment.settled(load.total(), LIMIT).await;
+    load.assert_answered_once_in_order(&deployment.telegram);
+    load.assert_persisted_once_in_order(&deployment.ledger).await;
+    deployment.turnwise.terminate().await;
+    deployment.turnwise.assert_audit_clean().await;
+}
+
 /// Two messages of each of four chats, answered.
 async fn loaded(backend: Backend) -> Deployment {
     let deployment = Deployment::start(backend, Behaviour::default(), |_| ()).await;

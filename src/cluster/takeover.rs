@@ -20,6 +20,7 @@ const REMOVALS_AT_ONCE: usize = 16;
 /// When the database or JetStream does not answer; taking over again is safe.
 pub async fn take_over(handle: &StreamHandle, store: &Store, partitions: &[u16]) -> Result<Vec<Owned>, ClusterError> {
     let number = store.stream_number(&handle.name, &handle.incarnation).await.map_err(ClusterError::Store)?;
+    rewind_if_set_back(handle, store, number).await?;
     let left = of(partitions, jetstream::left_behind(handle).await.map_err(ClusterError::Stream)?);
     // A database that was lost and made anew starts counting at 1, but must not reuse the name of a living consumer.
     let epoch_at_least = left.iter().map(|consumer| consumer.epoch + 1).max().unwrap_or(1);
@@ -41,6 +42,24 @@ pub async fn take_over(handle: &StreamHandle, store: &Store, partitions: &[u16])
         takeovers.into_iter().map(|takeover| Owned { takeover, after: start_after(&takeover, &floors) }).collect();
     tracing::info!(stream = handle.name, partitions = owned.len(), "partitions taken over");
     Ok(owned)
+}
+
+/// A stream that ends before what was done of it has lost its end: it was restored from a backup, or its server lost power
+/// before it had written. New messages get the sequences of those that are gone, so nothing that is known of places holds.
+async fn rewind_if_set_back(handle: &StreamHandle, store: &Store, number: i64) -> Result<(), ClusterError> {
+    // In this order: both only grow, and a checkpoint is never ahead of its stream.
+    let highest = store.highest_checkpoint(number).await.map_err(ClusterError::Store)?.unwrap_or(0);
+    let last = handle.info().await.map_err(ClusterError::Stream)?.state.last_sequence;
+    if highest > last {
+        tracing::error!(
+            stream = handle.name,
+            last_sequence = last,
+            done_up_to = highest,
+            "the stream has lost its end; it is read again from its beginning, past what the ledger knows"
+        );
+        store.rewind(number).await.map_err(ClusterError::Store)?;
+    }
+    Ok(())
 }
 
 fn of(partitions: &[u16], mut left: Vec<LeftBehind>) -> Vec<LeftBehind> {

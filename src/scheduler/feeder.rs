@@ -64,7 +64,7 @@ impl<W: Work> Feeder<W> {
         let source = loop {
             match Source::open(&self.handle, ownership, generation, self.partition.watermark()).await {
                 Ok(source) => break source,
-                Err(error @ SourceError::OtherIncarnation(_)) => {
+                Err(error @ (SourceError::OtherIncarnation(_) | SourceError::SetBack(_))) => {
                     return Err(Event::Broken(SchedulerError::StreamReplaced(error.to_string())));
                 }
                 Err(error) => {

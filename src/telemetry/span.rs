@@ -1,7 +1,7 @@
 //! The closed list of span names, one turn being one trace: dashboards and alerts are built on these words.
 //!
 //! Refuses to hold attributes or logic. Invariant: a span of this program has a name from here, or one composed as its
-//! comment says and given as the field `otel.name`; the indentation of a trace is in ARCHITECTURE.md.
+//! comment says and given as the field `otel.name`; how they hang together is in `tests/traces.rs`.
 
 /// SERVER, composed: `POST /webhooks/{channel}/{bot}`, the method and the route's template, never the path as requested.
 pub const HTTP_REQUEST: &str = "http request";

@@ -23,7 +23,7 @@ impl NatsServer {
     pub(crate) async fn start() -> Self {
         let mut server =
             Self { binary: find_binary(), port: free_port(), directory: TempDir::new().unwrap(), child: None };
-        let store = server.directory.path().join("store");
+        let store = server.store();
         let configuration = format!(
             "listen: \"127.0.0.1:{}\"\njetstream {{\n  store_dir: \"{}\"\n  sync_interval: always\n}}\n",
             server.port,
@@ -81,6 +81,11 @@ impl NatsServer {
             Ok(stream) => stream.cached_info().state.last_sequence,
             Err(_) => 0,
         }
+    }
+
+    /// Where its streams lie.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.directory.path().join("store")
     }
 
     fn configuration(&self) -> PathBuf {
