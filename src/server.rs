@@ -238,6 +238,9 @@ impl Running {
         let inbound = stream::ensure(connection, &config.nats, Lane::Inbound).await?;
         let outbound = stream::ensure(connection, &config.nats, Lane::Outbound).await?;
         let dead = stream::ensure(connection, &config.nats, Lane::Dead).await?;
+        for handle in [&inbound, &outbound] {
+            cluster::rewind_if_set_back(handle, store).await?;
+        }
         let publisher = Publisher::new(connection.clone(), config.nats.partitions);
         let stopping = Stopping::default();
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());

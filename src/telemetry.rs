@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig as _};
+use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tracing::Subscriber;
@@ -182,7 +183,12 @@ fn exporter(protocol: OtlpProtocol, endpoint: &str) -> anyhow::Result<SpanExport
             .build(),
         // Connects when there is something to send, on the runtime of this call.
         OtlpProtocol::Grpc => {
-            SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(EXPORT_TIMEOUT).build()
+            let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(EXPORT_TIMEOUT);
+            match endpoint.starts_with("https://") {
+                // Without being told, it trusts nobody.
+                true => exporter.with_tls_config(ClientTlsConfig::new().with_enabled_roots()).build(),
+                false => exporter.build(),
+            }
         }
     };
     exporter.context("telemetry.otlp_endpoint cannot be used")

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use support::process::{Configuration, ENVIRONMENT, Turnwise, command, quoted};
+use collector::Collector;
+use support::process::{Configuration, ENVIRONMENT, Turnwise, WEB_KEY, command, quoted};
 use support::responder::{Behaviour, Model};
 use support::scenario::{BOT, RESPONDER};
 use support::telegram::Telegram;
@@ -22,6 +23,10 @@ use tokio::sync::mpsc;
 
 #[expect(dead_code, reason = "each test binary uses its own part of the harness")]
 mod support;
+
+#[path = "support/collector.rs"]
+#[expect(dead_code, reason = "each test binary uses its own part of it")]
+mod collector;
 
 /// Of `TURNWISE_NATS_<ROLE>_PASSWORD`.
 const PASSWORD: &str = "p-stand-in";
@@ -191,6 +196,10 @@ async fn each_role_works_with_its_own_login() {
     for role in [&mut ingress, &mut worker, &mut egress] {
         role.terminate().await;
     }
+    let mut alone = Turnwise::spawn_as(login(&configuration, "all"), None).await;
+    telegram.send(CHAT, &support::responder::message(CHAT, 4));
+    assert_eq!(telegram.wait_for_texts(CHAT, 4, PATIENCE).await[3], support::responder::answer(CHAT, 4));
+    alone.terminate().await;
     // Its own login is enough to look at everything.
     let file = directory.path().join("audit.toml");
     std::fs::write(&file, login(&configuration, "audit").to_toml()).unwrap();
@@ -237,6 +246,66 @@ async fn the_service_manager_hears_how_far_it_is() {
     assert!(kill.success());
     while next().await.unwrap() != "STOPPING=1" {}
     assert_eq!(child.wait().await.unwrap().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_behind_tls_is_one_that_the_system_trusts() {
+    support::http_client();
+    let nats = support::nats::NatsServer::start().await;
+    let directory = TempDir::new().unwrap();
+    write_certificates(directory.path());
+    let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
+    let mut collector = Collector::grpc_over_tls(&read("server.pem"), &read("server.key")).await;
+    let database = format!("sqlite://{}", directory.path().join("turnwise.db").display());
+    let mut configuration = Configuration::new(&nats, &database);
+    configuration
+        .set("responders.echo", "kind", "\"echo\"")
+        .web_bot("web", "echo")
+        .set("telemetry", "otlp_endpoint", &quoted(&collector.endpoint))
+        .set("telemetry", "otlp_protocol", "\"grpc\"");
+    let file = directory.path().join("turnwise.toml");
+    std::fs::write(&file, configuration.to_toml()).unwrap();
+    let mut serve = command("serve", &file);
+    let mut child = serve.env("SSL_CERT_FILE", directory.path().join("ca.pem")).stderr(Stdio::null()).spawn().unwrap();
+    let body = serde_json::json!({ "bot": "web", "device_id": "device", "message": "hello" });
+    eventually("an answer", PATIENCE, async || {
+        let call = support::http_client().post(configuration.url("/v1/chat")).bearer_auth(WEB_KEY).json(&body);
+        call.send().await.ok().filter(|answer| answer.status().is_success())
+    })
+    .await;
+    let kill = Command::new("kill").arg("-TERM").arg(child.id().unwrap().to_string()).status().await.unwrap();
+    assert!(kill.success() && child.wait().await.unwrap().success());
+    assert!(collector.spans().iter().any(|span| span.name == "process turnwise.in"), "the turn's trace has arrived");
+}
+
+/// What waits for a process to stop waits for longer than it takes, and the configurations are good.
+#[tokio::test]
+async fn the_configurations_are_good_and_the_graces_fit() {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let read = |name: &str| std::fs::read_to_string(deploy.join(name)).unwrap();
+    let seconds = |text: &str, key: &str| -> u64 {
+        let line = text.lines().find(|line| line.trim_start().starts_with(key)).expect(key);
+        line.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap()
+    };
+    // Requests and traces get five seconds each after the grace.
+    let closing = 10;
+    let grace = seconds(&read("compose/turnwise.toml"), "shutdown_grace");
+    assert!(seconds(&read("compose.yaml"), "stop_grace_period") > grace + closing);
+    assert!(seconds(&read("systemd/turnwise.service"), "TimeoutStopSec") > grace + closing);
+    let grace = seconds(&read("kustomize/base/turnwise.toml"), "shutdown_grace");
+    let pod = read("kustomize/base/deployment.yaml");
+    let pause = seconds(&pod, "seconds:");
+    assert!(seconds(&pod, "terminationGracePeriodSeconds") >= grace + pause + closing);
+
+    for name in ["compose/turnwise.toml", "kustomize/base/turnwise.toml"] {
+        let mut check = command("check", &deploy.join(name));
+        for secret in ["TURNWISE_NATS_ALL_PASSWORD", "TURNWISE_WEB_KEY"] {
+            check.env(secret, PASSWORD);
+        }
+        let output =
+            check.env("TURNWISE_DATABASE_URL", "postgres://turnwise@postgres/turnwise").output().await.unwrap();
+        assert!(output.status.success(), "{name}: {output:?}");
+    }
 }
 
 /// `ca.pem`, `server.pem` and `server.key`, as `deploy/nats/certificates.sh` makes them.

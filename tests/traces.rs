@@ -21,6 +21,7 @@ use support::{PATIENCE, http_client};
 mod support;
 
 #[path = "support/collector.rs"]
+#[expect(dead_code, reason = "each test binary uses its own part of it")]
 mod collector;
 
 const CHAT: i64 = 5151;
@@ -206,7 +207,18 @@ fn check_trace(spans: &[Span]) {
         ),
         (publish, &["messaging.system=nats", "turnwise.stream.sequence=1", "turnwise.publish.duplicate=false"]),
         (process, &["turnwise.attempt=1", "turnwise.epoch=1", "messaging.system=nats", "turnwise.stream.sequence=1"]),
-        (one("chat stand-in"), &["gen_ai.operation.name=chat", "gen_ai.request.model=stand-in"]),
+        (
+            one("chat stand-in"),
+            &[
+                "gen_ai.operation.name=chat",
+                "gen_ai.provider.name=openai",
+                "gen_ai.request.model=stand-in",
+                "gen_ai.usage.input_tokens=10",
+                "gen_ai.usage.output_tokens=5",
+                "error.type=",
+            ],
+        ),
+        (one("POST"), &["http.request.method=POST", "server.address=127.0.0.1"]),
         (one("turnwise.lane.wait"), &["turnwise.lane.position=0"]),
         (one("COMMIT turn"), &["db.system.name=sqlite", "turnwise.commit.outcome=ok"]),
     ] {

@@ -20,7 +20,6 @@ const REMOVALS_AT_ONCE: usize = 16;
 /// When the database or JetStream does not answer; taking over again is safe.
 pub async fn take_over(handle: &StreamHandle, store: &Store, partitions: &[u16]) -> Result<Vec<Owned>, ClusterError> {
     let number = store.stream_number(&handle.name, &handle.incarnation).await.map_err(ClusterError::Store)?;
-    rewind_if_set_back(handle, store, number).await?;
     let left = of(partitions, jetstream::left_behind(handle).await.map_err(ClusterError::Stream)?);
     // A database that was lost and made anew starts counting at 1, but must not reuse the name of a living consumer.
     let epoch_at_least = left.iter().map(|consumer| consumer.epoch + 1).max().unwrap_or(1);
@@ -45,8 +44,13 @@ pub async fn take_over(handle: &StreamHandle, store: &Store, partitions: &[u16])
 }
 
 /// A stream that ends before what was done of it has lost its end: it was restored from a backup, or its server lost power
-/// before it had written. New messages get the sequences of those that are gone, so nothing that is known of places holds.
-async fn rewind_if_set_back(handle: &StreamHandle, store: &Store, number: i64) -> Result<(), ClusterError> {
+/// before it had written. New messages get the sequences of those that are gone, so nothing that is known of places holds, and
+/// the stream is read again from its beginning. To be asked before this process adds messages: they could hide it.
+///
+/// # Errors
+/// When the database or JetStream does not answer.
+pub async fn rewind_if_set_back(handle: &StreamHandle, store: &Store) -> Result<(), ClusterError> {
+    let number = store.stream_number(&handle.name, &handle.incarnation).await.map_err(ClusterError::Store)?;
     // In this order: both only grow, and a checkpoint is never ahead of its stream.
     let highest = store.highest_checkpoint(number).await.map_err(ClusterError::Store)?.unwrap_or(0);
     let last = handle.info().await.map_err(ClusterError::Stream)?.state.last_sequence;

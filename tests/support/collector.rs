@@ -16,6 +16,7 @@ use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 
 pub(crate) struct Collector {
     pub(crate) endpoint: String,
@@ -41,11 +42,20 @@ impl Collector {
 
     /// OTLP over gRPC.
     pub(crate) async fn grpc() -> Self {
+        Self::serve("http", Server::builder()).await
+    }
+
+    /// The same over TLS, with this certificate and key in PEM.
+    pub(crate) async fn grpc_over_tls(certificate: &str, key: &str) -> Self {
+        let identity = Identity::from_pem(certificate, key);
+        Self::serve("https", Server::builder().tls_config(ServerTlsConfig::new().identity(identity)).unwrap()).await
+    }
+
+    async fn serve(scheme: &str, mut server: Server) -> Self {
         let (spans, received) = mpsc::unbounded_channel();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let service = TraceServiceServer::new(Service { spans });
-        let server = tonic::transport::Server::builder().add_service(service);
+        let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
+        let server = server.add_service(TraceServiceServer::new(Service { spans }));
         tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
         Self { endpoint, received }
     }
