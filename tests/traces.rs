@@ -139,7 +139,7 @@ async fn processes_that_share_the_work_share_the_trace() {
         spans.iter().find(of_turn).unwrap().links.iter().map(|link| link.span_id.clone()).collect::<Vec<_>>()
     };
     assert_eq!(lane_wait(first), Vec::<Vec<u8>>::new(), "nothing was in its way");
-    assert_eq!(lane_wait(second), [first.span_id.clone()], "it waited for the first turn");
+    assert_eq!(lane_wait(second), std::slice::from_ref(&first.span_id), "it waited for the first turn");
 
     let asked = spans.iter().find(|span| span.name == "invoke_agent assistant" && span.trace_id == first.trace_id);
     let said = |name: &str| serde_json::from_str::<Value>(&text(asked.unwrap(), name)).unwrap();
