@@ -14,7 +14,7 @@ use super::{
     TYPING,
 };
 
-/// Registers every help text with the recorder in use; [`Metrics::install`] calls it.
+/// Registers every help text with the recorder in use; [`super::Metrics::install`] calls it.
 pub fn describe_metrics() {
     for (name, help) in COUNTERS {
         metrics::describe_counter!(*name, Unit::Count, *help);
