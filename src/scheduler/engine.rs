@@ -389,6 +389,8 @@ impl<W: Work> Engine<W> {
             return;
         };
         partition.running += 1;
+        // A refusal waits for nobody.
+        let blocker = if track == Track::Turn { self.blockers.remove(&key) } else { None };
         let task = Task {
             messages: held.iter().map(|held| Arc::clone(&held.message)).collect(),
             amendments: amending,
@@ -397,7 +399,7 @@ impl<W: Work> Engine<W> {
             attempt: attempts,
             started_at: Timestamp::now(),
             lane_position: last.lane_position,
-            blocker: self.blockers.remove(&key).and_then(|blocker| blocker.get().cloned()),
+            blocker: blocker.and_then(|blocker| blocker.get().cloned()),
             cancellation: partition.cancellation.child_token(),
             interruption: CancellationToken::new(),
             traceparent: Arc::default(),
