@@ -1,5 +1,5 @@
-# Everything one does with the project; CI runs the same targets. What is missing (nats-server, PostgreSQL, aimock and an MCP
-# server for the tests, cargo-deny) is found or fetched by the scripts in scripts/, which say what they did.
+# Everything one does with the project; CI runs the same targets. What is missing (nats-server, PostgreSQL, Prometheus, aimock
+# and an MCP server for the tests, cargo-deny, validators) is found or fetched by the scripts in scripts/, which say what they did.
 
 .DEFAULT_GOAL := help
 
@@ -28,6 +28,7 @@ test: ## All tests, against a real nats-server, SQLite, PostgreSQL and an MCP se
 	TURNWISE_PYTHON_TOOLS=$$(scripts/python-tools.sh) && export TURNWISE_PYTHON_TOOLS && \
 	browser=$$(scripts/chromium.sh) && TURNWISE_CHROMIUM=$${browser%%[[:space:]]*} && export TURNWISE_CHROMIUM && \
 	TURNWISE_CHROMEDRIVER=$${browser##*[[:space:]]} && export TURNWISE_CHROMEDRIVER && \
+	TURNWISE_PROMETHEUS=$$(scripts/prometheus.sh) && export TURNWISE_PROMETHEUS && \
 	postgres=$$(scripts/postgres.sh) && export PATH="$$postgres:$$PATH" && \
 	$(CARGO) test --locked --no-fail-fast
 
@@ -58,11 +59,12 @@ fuzz: ## Random bytes for everything that reads bytes from outside; what was fou
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz.sh $(FUZZ_TARGETS)
 
 .PHONY: check
-check: ## Formatting, lints, documentation, licences and sources of dependencies; warnings are errors
+check: ## Formatting, lints, documentation, licences and sources of dependencies, deploy/; warnings are errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 	deny=$$(scripts/cargo-deny.sh) && "$$deny" check licenses bans sources
+	scripts/check-deploy.sh
 
 .PHONY: bench-commit
 bench-commit: ## Turns and deliveries per second that the databases alone take, from 1, 32 and 512 callers at once

@@ -93,3 +93,23 @@ wheel_content() {
     python3 -m zipfile -e "$folder"/download/*.whl "$folder/content" || return 1
     echo "$folder/content"
 }
+
+# package_content PACKAGE: prints the folder that a package of the machine's own Debian release was unpacked into, or fails.
+# apt's lists are fetched privately on a machine that has none; nothing is installed.
+package_content() {
+    local package=$1 folder lists="$scratch/apt-lists"
+    # apt's own download user cannot write to our folders: the download runs as whoever runs this.
+    local ours=(-o APT::Sandbox::User= --quiet --quiet)
+    command -v apt-get >/dev/null && command -v dpkg >/dev/null || { say "apt: not on this machine"; return 1; }
+    folder=$(mktemp -d "$scratch/package.XXXXXX")
+    say "apt: fetching $package"
+    if ! (cd "$folder" && apt-get "${ours[@]}" download "$package" >&2); then
+        say "apt: fetching its lists privately"
+        mkdir -p "$lists/partial"
+        apt-get "${ours[@]}" -o "Dir::State::lists=$lists" -o "Dir::Cache=$scratch/apt-cache" update >&2 || return 1
+        (cd "$folder" && apt-get "${ours[@]}" -o "Dir::State::lists=$lists" -o "Dir::Cache=$scratch/apt-cache" \
+            download "$package" >&2) || return 1
+    fi
+    dpkg -x "$folder"/*.deb "$folder/content" || return 1
+    echo "$folder/content"
+}

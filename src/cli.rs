@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{Config, ConfigReader};
 use crate::dead_letters::DeadLetters;
 use crate::responder::{self, Responders};
-use crate::server::{self, Backends, Roles, stop_signal};
+use crate::server::{self, Backends, Notifier, Roles, stop_signal};
 use crate::stream::{self, Lane, Publisher};
 use crate::telemetry::{self, LogFormat, TelemetryGuard};
 use crate::tool::Toolbox;
@@ -232,8 +232,13 @@ async fn serve_roles(
     }
     let has = |role| roles.contains(&role);
     let roles = Roles { ingress: has(Role::Ingress), worker: has(Role::Worker), egress: has(Role::Egress) };
-    let ready = |address| tracing::info!(%address, ?roles, "ready");
-    let outcome = server::run(config, roles, registered, stop_signal()?, ready).await;
+    let stop = stop_signal()?;
+    let manager = Notifier::start(stop.clone());
+    let ready = |address| {
+        tracing::info!(%address, ?roles, "ready");
+        manager.ready();
+    };
+    let outcome = server::run(config, roles, registered, stop, ready).await;
     finish(outcome, guard).await
 }
 

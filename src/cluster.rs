@@ -16,7 +16,7 @@ use crate::stream::StreamError;
 
 pub use participant::Participant;
 pub use sole::Sole;
-pub use takeover::take_over;
+pub use takeover::{rewind_if_set_back, take_over};
 
 mod balance;
 mod bucket;

@@ -49,6 +49,8 @@ pub struct Task {
     pub started_at: Timestamp,
     /// How many messages stood before the last one in its lane when it came; at least so many for one that was parked.
     pub lane_position: usize,
+    /// The trace context of the turn that the message waited for, if one held its lane until now.
+    pub blocker: Option<String>,
     /// Cancelled when the attempt must stop without an outcome.
     pub cancellation: CancellationToken,
     /// Cancelled when a newer message of the lane asks the attempt to end at its next safe point, with
@@ -143,7 +145,7 @@ pub trait Work: Send + Sync + 'static {
     }
 
     /// Told the size of the scheduler after each event: tasks running, lanes with messages, messages parked.
-    fn observe(&self, _running: usize, _lanes: usize) {}
+    fn observe(&self, _running: usize, _lanes: usize, _parked: usize) {}
 
     /// Told how many partitions it is done for in this process, whenever that changes.
     fn owns(&self, _partitions: usize) {}

@@ -39,11 +39,15 @@ use crate::turn::typing::Typing;
 use crate::turn::{self, Settings, Turns};
 
 mod builder;
+mod gauges;
 mod listener;
+mod notify;
 mod share;
 
 pub(crate) use builder::stop_signal;
 pub use builder::{Server, ServerBuilder};
+use gauges::Gauges;
+pub(crate) use notify::Notifier;
 
 /// How long the database and NATS may take to come up at start, as when a whole machine boots.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -233,7 +237,10 @@ impl Running {
         let (store, connection) = (&backends.store, &backends.connection);
         let inbound = stream::ensure(connection, &config.nats, Lane::Inbound).await?;
         let outbound = stream::ensure(connection, &config.nats, Lane::Outbound).await?;
-        stream::ensure(connection, &config.nats, Lane::Dead).await?;
+        let dead = stream::ensure(connection, &config.nats, Lane::Dead).await?;
+        for handle in [&inbound, &outbound] {
+            cluster::rewind_if_set_back(handle, store).await?;
+        }
         let publisher = Publisher::new(connection.clone(), config.nats.partitions);
         let stopping = Stopping::default();
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
@@ -252,6 +259,11 @@ impl Running {
             let egress =
                 Egress::new(store.clone(), publisher.clone(), config.bots.clone(), Arc::clone(&platforms), partitions);
             shares.push(Share::join(egress, (), config, &outbound, store, send_limits(), &stopping).await?);
+        }
+        let works = [(roles.worker, &inbound), (roles.egress, &outbound)];
+        let worked: Vec<_> = works.into_iter().filter(|(does, _)| *does).map(|(_, handle)| handle.clone()).collect();
+        if !worked.is_empty() {
+            tokio::spawn(Gauges { worked, dead, store: store.clone() }.run(closing.clone()));
         }
         tokio::spawn({
             let (metrics, closing) = (metrics.clone(), closing.clone());
@@ -364,6 +376,7 @@ fn turns(
         platforms: Arc::clone(platforms),
         history_messages,
         turn_timeout: config.worker.turn_timeout,
+        record_content: config.telemetry.record_content,
     }
 }
 

@@ -71,6 +71,15 @@ enum Backend {
     Sqlite(sqlite::Sqlite),
 }
 
+impl Backend {
+    const fn system(&self) -> &'static str {
+        match self {
+            Self::Postgres(_) => "postgresql",
+            Self::Sqlite(_) => "sqlite",
+        }
+    }
+}
+
 /// Runs a verb on whichever database this is, `unbounded` for as long as that takes.
 macro_rules! on {
     ($store:ident.$verb:ident($($argument:expr),*)) => {
@@ -134,10 +143,7 @@ impl Store {
     /// The database's name as OpenTelemetry's `db.system.name` has it.
     #[must_use]
     pub const fn system(&self) -> &'static str {
-        match self.backend {
-            Backend::Postgres(_) => "postgresql",
-            Backend::Sqlite(_) => "sqlite",
-        }
+        self.backend.system()
     }
 
     /// Closes every connection, after what they are doing is done and what was asked of groups before. Later calls fail.
@@ -187,6 +193,22 @@ impl Store {
     /// As [`StoreError::Query`].
     pub async fn save_checkpoints(&self, checkpoints: &[(Ownership, u64)]) -> Result<(), StoreError> {
         on!(self.save_checkpoints(checkpoints))
+    }
+
+    /// The highest checkpoint of any partition of a stream; `None` when there is none.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn highest_checkpoint(&self, stream: i64) -> Result<Option<u64>, StoreError> {
+        on!(self.highest_checkpoint(stream))
+    }
+
+    /// Has every partition of a stream read from its beginning when it is taken over next. What is done is found in the ledger.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn rewind(&self, stream: i64) -> Result<(), StoreError> {
+        on!(self.rewind(stream))
     }
 }
 
@@ -589,6 +611,14 @@ impl Store {
     /// As [`StoreError::Query`].
     pub async fn delivery_counts(&self) -> Result<Vec<(DeliveryStatus, i64)>, StoreError> {
         on!(unbounded self.delivery_counts())
+    }
+
+    /// How many parts are uncertain, by an index of their own.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn uncertain_deliveries(&self) -> Result<u64, StoreError> {
+        on!(self.uncertain_deliveries())
     }
 
     /// Marks a part `sending` before the call to the platform, if the outbound partition is still ours. After

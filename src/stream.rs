@@ -6,17 +6,18 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use async_nats::jetstream::Context;
 use async_nats::jetstream::context::ContextBuilder;
 use async_nats::jetstream::stream::{
     Config as StreamConfig, DirectGetErrorKind, DiscardPolicy, Info, RawMessageErrorKind, RetentionPolicy, StorageType,
 };
-use async_nats::jetstream::{self, Context};
 use async_nats::{Client, ConnectOptions};
 use tokio::sync::watch;
 
 use crate::config::{Config, Nats, NatsAuth};
 use crate::message::ConversationKey;
 
+pub use backlog::{Backlog, Storage};
 pub use dead::{DeadLetter, LETTERS_PAGE, Letter, LetterFilter, LettersPage};
 pub(crate) use deliver::HEARTBEAT_AFTER;
 pub use deliver::{Delivery, Lost, Source, SourceError, StreamMessage};
@@ -25,6 +26,7 @@ pub(crate) use page::PageOf;
 pub use progress::{Progress, ToolNote, ToolState};
 pub use publish::{PublishError, Published, Publisher};
 
+mod backlog;
 mod dead;
 mod deliver;
 mod floor;
@@ -176,6 +178,7 @@ impl Connection {
         let (interrupted, interruptions) = watch::channel(0);
         let options = options(&config.nats)?
             .name(format!("turnwise {}", config.namespace))
+            .custom_inbox_prefix(&config.nats.inbox_prefix)
             .event_callback(move |event| {
                 // Both mean that messages sent to us may never have been seen by us.
                 if matches!(event, async_nats::Event::Connected | async_nats::Event::SlowConsumer(_)) {
@@ -412,13 +415,9 @@ pub struct LeftBehind {
 /// # Errors
 /// When JetStream does not answer.
 pub async fn left_behind(handle: &StreamHandle) -> Result<Vec<LeftBehind>, StreamError> {
-    use futures_util::TryStreamExt as _;
-    let what = || format!("list the consumers of {}", handle.name);
-    let stream = handle.connection.jetstream.get_stream(&handle.name).await;
-    let stream = stream.map_err(|error| refused(what(), error))?;
-    let consumers: Vec<jetstream::consumer::Info> =
-        stream.consumers().try_collect().await.map_err(|error| refused(what(), error))?;
-    Ok(consumers
+    Ok(handle
+        .consumers()
+        .await?
         .into_iter()
         .filter_map(|info| {
             let (partition, epoch) = parse_consumer_name(&info.name)?;

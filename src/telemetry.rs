@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_otlp::{WithExportConfig, WithHttpConfig as _};
+use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tracing::Subscriber;
@@ -21,13 +22,13 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::config;
+use crate::config::{self, OtlpProtocol};
 
 mod context;
 pub mod metric;
 pub mod span;
 
-pub use context::{Wait, current_traceparent, extract, inject, link, record_wait, set_parent, trace_id};
+pub use context::{Wait, current_traceparent, extract, inject, link, record_wait, set_attribute, set_parent, trace_id};
 pub use metric::Metrics;
 pub use opentelemetry::KeyValue;
 
@@ -100,6 +101,10 @@ pub struct TelemetryGuard {
 /// # Errors
 ///
 /// `RUST_LOG` or `otlp_endpoint` is malformed, or a subscriber is already installed.
+///
+/// # Panics
+///
+/// With `otlp_protocol = "grpc"` outside a Tokio runtime.
 pub fn init(config: &config::Telemetry, format: LogFormat) -> anyhow::Result<TelemetryGuard> {
     // The clients of NATS and MCP tell every connection's life, the latter with the messages on it; what matters of it is
     // logged by whoever holds the connection.
@@ -162,16 +167,31 @@ fn tracer_provider(config: &config::Telemetry) -> anyhow::Result<Option<SdkTrace
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
         .build();
     let provider = SdkTracerProvider::builder().with_resource(resource);
-    let exporter = opentelemetry_otlp::SpanExporter::builder()
-        .with_http()
-        .with_http_client(blocking_client()?)
-        .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-        .with_endpoint(traces_url(endpoint))
-        .with_timeout(EXPORT_TIMEOUT)
-        .build()
-        .context("telemetry.otlp_endpoint cannot be used")?;
+    let exporter = exporter(config.otlp_protocol, endpoint)?;
     let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample_ratio)));
     Ok(Some(provider.with_batch_exporter(exporter).with_sampler(sampler).build()))
+}
+
+fn exporter(protocol: OtlpProtocol, endpoint: &str) -> anyhow::Result<SpanExporter> {
+    let exporter = match protocol {
+        OtlpProtocol::Http => SpanExporter::builder()
+            .with_http()
+            .with_http_client(blocking_client()?)
+            .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
+            .with_endpoint(traces_url(endpoint))
+            .with_timeout(EXPORT_TIMEOUT)
+            .build(),
+        // Connects when there is something to send, on the runtime of this call.
+        OtlpProtocol::Grpc => {
+            let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(EXPORT_TIMEOUT);
+            match endpoint.starts_with("https://") {
+                // Without being told, it trusts nobody.
+                true => exporter.with_tls_config(ClientTlsConfig::new().with_enabled_roots()).build(),
+                false => exporter.build(),
+            }
+        }
+    };
+    exporter.context("telemetry.otlp_endpoint cannot be used")
 }
 
 /// The batch processor runs on a thread without a reactor, so only the blocking client exports anything. It is named here
@@ -226,7 +246,7 @@ fn traces_url(endpoint: &str) -> String {
 /// An exporter that traces its own requests would never fall silent. The MCP client has spans as long as a session, and events
 /// that hold messages.
 fn traced_targets() -> Targets {
-    ["h2", "hyper", "opentelemetry", "process_wrap", "reqwest", "rmcp", "rustls", "tower"]
+    ["h2", "hyper", "opentelemetry", "process_wrap", "reqwest", "rmcp", "rustls", "tonic", "tower"]
         .into_iter()
         .fold(Targets::new().with_default(LevelFilter::INFO), |targets, target| {
             targets.with_target(target, LevelFilter::OFF)
@@ -317,6 +337,7 @@ mod tests {
     fn without_an_exporter_there_are_trace_ids_that_ask_nobody_to_record() -> anyhow::Result<()> {
         let settings = config::Telemetry {
             otlp_endpoint: None,
+            otlp_protocol: OtlpProtocol::Http,
             service_name: "turnwise".to_owned(),
             sample_ratio: 1.0,
             record_content: false,

@@ -73,6 +73,8 @@ pub struct Turns {
     pub history_messages: u32,
     /// One attempt may take this long.
     pub turn_timeout: Duration,
+    /// Whether spans hold what was said.
+    pub record_content: bool,
 }
 
 impl std::fmt::Debug for Turns {
@@ -102,8 +104,8 @@ impl Work for Turns {
         burst::label(message)
     }
 
-    fn observe(&self, running: usize, lanes: usize) {
-        metric::scheduler_size(running, lanes);
+    fn observe(&self, running: usize, lanes: usize, parked: usize) {
+        metric::scheduler_size(running, lanes, parked);
     }
 
     async fn run(&self, task: &Task) -> Verdict<Committed> {

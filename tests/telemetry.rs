@@ -7,26 +7,25 @@
 
 use std::collections::HashMap;
 
-use axum::Router;
-use axum::body::Bytes;
-use axum::http::{HeaderMap, StatusCode};
-use axum::routing::post;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use collector::Collector;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span};
-use prost::Message as _;
-use tokio::sync::mpsc;
 use turnwise::config;
 use turnwise::message::Timestamp;
 use turnwise::telemetry::{self, KeyValue, LogFormat, Wait, span};
+
+#[path = "support/collector.rs"]
+#[expect(dead_code, reason = "each test binary uses its own part of the harness")]
+mod collector;
 
 const START: Timestamp = Timestamp::from_micros(1_790_000_000_000_000);
 const END: Timestamp = Timestamp::from_micros(1_790_000_000_250_000);
 
 #[tokio::test]
 async fn spans_reach_a_collector_whole() {
-    let (endpoint, mut received) = collector().await;
+    let mut collector = Collector::http().await;
     let settings = config::Telemetry {
-        otlp_endpoint: Some(endpoint),
+        otlp_endpoint: Some(collector.endpoint.clone()),
+        otlp_protocol: config::OtlpProtocol::Http,
         service_name: "turnwise-test".to_owned(),
         sample_ratio: 1.0,
         record_content: false,
@@ -42,10 +41,7 @@ async fn spans_reach_a_collector_whole() {
     tracing::info_span!(target: "reqwest::connect", "exporter's own request").in_scope(|| ());
     guard.shutdown().await;
 
-    let mut exported = Vec::new();
-    while let Ok(batch) = received.try_recv() {
-        exported.extend(batch);
-    }
+    let exported = collector.batches();
     let service = &exported[0].resource.as_ref().unwrap().attributes;
     assert!(service.iter().any(|attribute| {
         attribute.key == "service.name" && format!("{:?}", attribute.value).contains("turnwise-test")
@@ -95,21 +91,6 @@ fn process(headers: &async_nats::HeaderMap, blocking: &str) {
     telemetry::set_parent(&process, Some(&parent));
     telemetry::link(&process, &parent);
     process.in_scope(|| tracing::info_span!("COMMIT turn").in_scope(|| ()));
-}
-
-async fn collector() -> (String, mpsc::UnboundedReceiver<Vec<ResourceSpans>>) {
-    let (spans, received) = mpsc::unbounded_channel();
-    let take = move |headers: HeaderMap, body: Bytes| async move {
-        assert_eq!(headers["content-type"], "application/x-protobuf");
-        let request = ExportTraceServiceRequest::decode(body).unwrap();
-        spans.send(request.resource_spans).unwrap();
-        StatusCode::OK
-    };
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let service = Router::new().route("/v1/traces", post(take));
-    tokio::spawn(async move { axum::serve(listener, service).await });
-    (endpoint, received)
 }
 
 fn by_name(exported: Vec<ResourceSpans>) -> HashMap<String, Span> {

@@ -4,26 +4,25 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stderr, reason = "a failed test shows what the process said")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use axum::Router;
-use axum::body::Bytes;
 use axum::http::StatusCode;
-use axum::routing::post;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::tonic::common::v1::any_value::Value as AnyValue;
+use collector::{Collector, text, tree};
+use futures_util::TryStreamExt as _;
 use opentelemetry_proto::tonic::trace::v1::Span;
-use prost::Message as _;
-use serde_json::Value;
-use support::process::{CONSOLE_TOKEN, WEB_KEY, quoted};
+use serde_json::{Value, json};
+use support::process::{CONSOLE_TOKEN, Turnwise, WEB_KEY, quoted};
 use support::responder::{API_KEY, Behaviour};
 use support::scenario::{BOT, Backend, Deployment, RESPONDER};
 use support::telegram::{Fault, SECRET, TOKEN};
 use support::{PATIENCE, http_client};
-use tokio::sync::mpsc;
 
 #[expect(dead_code, reason = "each test binary uses its own part of the harness")]
 mod support;
+
+#[path = "support/collector.rs"]
+#[expect(dead_code, reason = "each test binary uses its own part of it")]
+mod collector;
 
 const CHAT: i64 = 5151;
 const QUESTION: &str = "my card ends in seventeen";
@@ -34,9 +33,9 @@ const OUTSIDE_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_turn_is_one_trace_and_tells_nothing_that_was_said() {
-    let (endpoint, mut received) = collector().await;
+    let mut collector = Collector::http().await;
     let mut deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |configuration| {
-        configuration.set("telemetry", "otlp_endpoint", &quoted(&endpoint)).web_bot("web", RESPONDER);
+        configuration.set("telemetry", "otlp_endpoint", &quoted(&collector.endpoint)).web_bot("web", RESPONDER);
     })
     .await;
     deployment.model.answer_with(QUESTION, ANSWER);
@@ -55,10 +54,7 @@ async fn one_turn_is_one_trace_and_tells_nothing_that_was_said() {
     let metrics = http_client().get(deployment.turnwise.url("/metrics")).send().await.unwrap().text().await.unwrap();
     deployment.turnwise.terminate().await;
 
-    let mut spans = Vec::new();
-    while let Ok(batch) = received.try_recv() {
-        spans.extend(batch);
-    }
+    let spans = collector.spans();
     check_trace(&spans);
     check_metrics(&metrics);
     let log = std::fs::read_to_string(deployment.turnwise.log()).unwrap();
@@ -81,6 +77,91 @@ async fn a_platform_that_repeats_the_token_brings_it_nowhere() {
     let log = std::fs::read_to_string(deployment.turnwise.log()).unwrap();
     assert!(log.contains("Bad Request: POST /bot[redacted]/sendMessage"), "the reason is told: {log}");
     assert_silent("the log", &log);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_share_the_work_share_the_trace() {
+    const SECOND: &str = "and the other one?";
+    let mut collector = Collector::grpc().await;
+    let mut deployment =
+        Deployment::start_as(Backend::Postgres, Behaviour::default(), Some("ingress"), |configuration| {
+            configuration
+                .set("telemetry", "otlp_endpoint", &quoted(&collector.endpoint))
+                .set("telemetry", "otlp_protocol", "\"grpc\"")
+                .set("telemetry", "record_content", "true");
+        })
+        .await;
+    let beside = deployment.turnwise.configuration().beside();
+    let mut worker = Turnwise::spawn_as(beside, Some("worker,egress")).await;
+    deployment.model.answer_with(QUESTION, ANSWER);
+    deployment.model.hold(QUESTION);
+    deployment.telegram.send(CHAT, QUESTION);
+    deployment.model.wait_for_call(QUESTION, PATIENCE).await;
+    deployment.telegram.send(CHAT, SECOND);
+    let jetstream = deployment.nats.jetstream().await;
+    support::eventually("both messages to be delivered", PATIENCE, async || {
+        let stream = jetstream.get_stream("turnwise_in").await.ok()?;
+        let consumers: Vec<_> = stream.consumers().try_collect().await.ok()?;
+        (consumers.iter().map(|consumer| consumer.num_ack_pending).sum::<usize>() == 2).then_some(())
+    })
+    .await;
+    deployment.model.release(QUESTION);
+    deployment.settled(2, PATIENCE).await;
+    deployment.turnwise.terminate().await;
+    worker.terminate().await;
+
+    let spans = collector.spans();
+    let turns: Vec<&Span> = spans.iter().filter(|span| span.name == "process turnwise.in").collect();
+    let [first, second] = turns[..] else { panic!("two turns, not {}", turns.len()) };
+    assert_ne!(first.trace_id, second.trace_id, "each message has a trace of its own");
+    for turn in [first, second] {
+        let trace: Vec<Span> = spans.iter().filter(|span| span.trace_id == turn.trace_id).cloned().collect();
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(tree(&trace).join("\n"), @r"
+            POST /webhooks/telegram/{bot} SERVER
+              send turnwise.in PRODUCER
+                process turnwise.in CONSUMER
+                  COMMIT turn CLIENT
+                  ack turnwise.in CLIENT
+                  invoke_agent assistant INTERNAL
+                    chat stand-in CLIENT
+                  process turnwise.out CONSUMER
+                    POST CLIENT
+                    ack turnwise.out CLIENT
+                turnwise.lane.wait INTERNAL
+                turnwise.stream.wait INTERNAL
+            ");
+        }
+        check_commit(turn, &trace, &spans);
+    }
+    let lane_wait = |turn: &Span| {
+        let of_turn = |span: &&Span| span.name == "turnwise.lane.wait" && span.trace_id == turn.trace_id;
+        spans.iter().find(of_turn).unwrap().links.iter().map(|link| link.span_id.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(lane_wait(first), Vec::<Vec<u8>>::new(), "nothing was in its way");
+    assert_eq!(lane_wait(second), std::slice::from_ref(&first.span_id), "it waited for the first turn");
+
+    let asked = spans.iter().find(|span| span.name == "invoke_agent assistant" && span.trace_id == first.trace_id);
+    let said = |name: &str| serde_json::from_str::<Value>(&text(asked.unwrap(), name)).unwrap();
+    let message =
+        |role: &str, content: &str| json!([{ "role": role, "parts": [{ "type": "text", "content": content }] }]);
+    assert_eq!(said("gen_ai.input.messages"), message("user", QUESTION));
+    assert_eq!(said("gen_ai.output.messages"), message("assistant", ANSWER));
+    for process in [&deployment.turnwise, &worker] {
+        let log = std::fs::read_to_string(process.log()).unwrap();
+        assert_silent("the log", &log);
+    }
+    assert_no_secrets("the spans", &format!("{spans:?}"));
+}
+
+/// The transaction is linked to the group that it was part of, and the group to the turn.
+fn check_commit(turn: &Span, trace: &[Span], spans: &[Span]) {
+    let commit = trace.iter().find(|span| span.name == "COMMIT turn").unwrap();
+    let [link] = &commit.links[..] else { panic!("links of the commit: {:?}", commit.links) };
+    let group = spans.iter().find(|span| span.span_id == link.span_id).expect("the group is exported");
+    assert_eq!((group.name.as_str(), group.kind), ("COMMIT group", 3));
+    assert!(group.parent_span_id.is_empty() && group.trace_id != turn.trace_id, "it is nobody's child");
+    assert!(group.links.iter().any(|link| link.span_id == turn.span_id), "it names the turns in it");
 }
 
 /// Names, parents and the attributes that dashboards rely on.
@@ -126,7 +207,18 @@ fn check_trace(spans: &[Span]) {
         ),
         (publish, &["messaging.system=nats", "turnwise.stream.sequence=1", "turnwise.publish.duplicate=false"]),
         (process, &["turnwise.attempt=1", "turnwise.epoch=1", "messaging.system=nats", "turnwise.stream.sequence=1"]),
-        (one("chat stand-in"), &["gen_ai.operation.name=chat", "gen_ai.request.model=stand-in"]),
+        (
+            one("chat stand-in"),
+            &[
+                "gen_ai.operation.name=chat",
+                "gen_ai.provider.name=openai",
+                "gen_ai.request.model=stand-in",
+                "gen_ai.usage.input_tokens=10",
+                "gen_ai.usage.output_tokens=5",
+                "error.type=",
+            ],
+        ),
+        (one("POST"), &["http.request.method=POST", "server.address=127.0.0.1"]),
         (one("turnwise.lane.wait"), &["turnwise.lane.position=0"]),
         (one("COMMIT turn"), &["db.system.name=sqlite", "turnwise.commit.outcome=ok"]),
     ] {
@@ -152,30 +244,6 @@ fn check_trace(spans: &[Span]) {
     for span in &turn {
         assert!(span.start_time_unix_nano <= span.end_time_unix_nano, "{} ends before it begins", span.name);
     }
-}
-
-/// The spans as an indented tree, children by time, then name; with kinds.
-fn tree(spans: &[Span]) -> Vec<String> {
-    const KINDS: [&str; 6] = ["UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER"];
-    fn below(parent: &[u8], depth: usize, children: &BTreeMap<&[u8], Vec<&Span>>, lines: &mut Vec<String>) {
-        let mut spans = children.get(parent).cloned().unwrap_or_default();
-        spans.sort_by(|left, right| {
-            (&left.name, left.start_time_unix_nano).cmp(&(&right.name, right.start_time_unix_nano))
-        });
-        for span in spans {
-            let kind = KINDS[usize::try_from(span.kind).unwrap()];
-            lines.push(format!("{}{} {kind}", "  ".repeat(depth), span.name));
-            below(&span.span_id, depth + 1, children, lines);
-        }
-    }
-    let mut children: BTreeMap<&[u8], Vec<&Span>> = BTreeMap::new();
-    for span in spans {
-        children.entry(&span.parent_span_id).or_default().push(span);
-    }
-    let mut lines = Vec::new();
-    below(&[], 0, &children, &mut lines);
-    assert_eq!(lines.len(), spans.len(), "every parent is exported: {lines:?}");
-    lines
 }
 
 fn check_metrics(page: &str) {
@@ -218,37 +286,15 @@ fn check_metrics(page: &str) {
 }
 
 fn assert_silent(place: &str, text: &str) {
-    let token = TOKEN.split_once(':').unwrap().1;
-    for word in
-        [QUESTION, ANSWER, "seventeen", "blue card", "Ann", SECRET, TOKEN, token, API_KEY, WEB_KEY, CONSOLE_TOKEN]
-    {
+    for word in [QUESTION, ANSWER, "seventeen", "blue card", "Ann"] {
         assert!(!text.contains(word), "{place} holds {word:?}");
     }
+    assert_no_secrets(place, text);
 }
 
-/// The attribute as text; empty when there is none.
-fn text(span: &Span, name: &str) -> String {
-    let attribute = span.attributes.iter().find(|attribute| attribute.key == name);
-    match attribute.and_then(|attribute| attribute.value.clone()?.value) {
-        None => String::new(),
-        Some(AnyValue::StringValue(text)) => text,
-        Some(AnyValue::BoolValue(truth)) => truth.to_string(),
-        Some(AnyValue::IntValue(number)) => number.to_string(),
-        Some(other) => format!("{other:?}"),
+fn assert_no_secrets(place: &str, text: &str) {
+    let token = TOKEN.split_once(':').unwrap().1;
+    for word in [SECRET, TOKEN, token, API_KEY, WEB_KEY, CONSOLE_TOKEN] {
+        assert!(!text.contains(word), "{place} holds {word:?}");
     }
-}
-
-async fn collector() -> (String, mpsc::UnboundedReceiver<Vec<Span>>) {
-    let (spans, received) = mpsc::unbounded_channel();
-    let take = move |body: Bytes| async move {
-        let request = ExportTraceServiceRequest::decode(body).unwrap();
-        let scopes = request.resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
-        spans.send(scopes.flat_map(|scope| scope.spans).collect()).unwrap();
-        StatusCode::OK
-    };
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let service = Router::new().route("/v1/traces", post(take));
-    tokio::spawn(async move { axum::serve(listener, service).await });
-    (endpoint, received)
 }

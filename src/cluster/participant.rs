@@ -54,9 +54,7 @@ impl Participant {
             leaving: false,
         };
         bucket.renew(&member).await.map_err(|error| bucket.unusable(error))?;
-        for partition in 0..settings.partitions {
-            metric::partition_owned(handle.lane.as_str(), partition, false);
-        }
+        metric::partitions(handle.lane.as_str(), settings.partitions);
         Ok(Self { settings, handle, store, bucket, member })
     }
 

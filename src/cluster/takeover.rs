@@ -43,6 +43,29 @@ pub async fn take_over(handle: &StreamHandle, store: &Store, partitions: &[u16])
     Ok(owned)
 }
 
+/// A stream that ends before what was done of it has lost its end: it was restored from a backup, or its server lost power
+/// before it had written. New messages get the sequences of those that are gone, so nothing that is known of places holds, and
+/// the stream is read again from its beginning. To be asked before this process adds messages: they could hide it.
+///
+/// # Errors
+/// When the database or JetStream does not answer.
+pub async fn rewind_if_set_back(handle: &StreamHandle, store: &Store) -> Result<(), ClusterError> {
+    let number = store.stream_number(&handle.name, &handle.incarnation).await.map_err(ClusterError::Store)?;
+    // In this order: both only grow, and a checkpoint is never ahead of its stream.
+    let highest = store.highest_checkpoint(number).await.map_err(ClusterError::Store)?.unwrap_or(0);
+    let last = handle.info().await.map_err(ClusterError::Stream)?.state.last_sequence;
+    if highest > last {
+        tracing::error!(
+            stream = handle.name,
+            last_sequence = last,
+            done_up_to = highest,
+            "the stream has lost its end; it is read again from its beginning, past what the ledger knows"
+        );
+        store.rewind(number).await.map_err(ClusterError::Store)?;
+    }
+    Ok(())
+}
+
 fn of(partitions: &[u16], mut left: Vec<LeftBehind>) -> Vec<LeftBehind> {
     left.retain(|consumer| partitions.contains(&consumer.partition));
     left

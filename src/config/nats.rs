@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::duration::spell;
-use super::expected::{Expected, duration, flag, nats_url, text, whole, word};
+use super::expected::{Expected, duration, flag, name, nats_url, text, whole, word};
 use super::reader::{Table, Value};
 use super::secret::{self, path};
 use super::{Nats, NatsAuth, NatsServer, NatsTls, Sync};
@@ -33,6 +33,14 @@ const URLS_MAX: usize = 16;
 /// NATS sets no limit; this keeps a pasted file out.
 const USER_CHARS_MAX: usize = 255;
 
+/// Of a subject's one token, without wildcards.
+const INBOX_ALPHABET: &str = "A-Z a-z 0-9 _ -";
+const INBOX_PREFIX_CHARS_MAX: usize = 32;
+
+fn in_inbox_alphabet(character: char) -> bool {
+    character.is_ascii_alphanumeric() || matches!(character, '_' | '-')
+}
+
 /// `None` after a problem.
 ///
 /// `data` is the folder for a managed server's data, `None` after a problem that leaves it open.
@@ -45,7 +53,9 @@ pub(super) fn read(table: &Table<'_>, data: Option<PathBuf>) -> Option<Nats> {
         refuse_logins(table);
     }
     let max_age = table.optional("max_age", &duration(MAX_AGE, "7d")).unwrap_or(Nats::DEFAULT_MAX_AGE);
+    let inbox_prefix = table.optional("inbox_prefix", &name(INBOX_ALPHABET, in_inbox_alphabet, INBOX_PREFIX_CHARS_MAX));
     let nats = Nats {
+        inbox_prefix: inbox_prefix.unwrap_or_else(|| Nats::DEFAULT_INBOX_PREFIX.to_owned()),
         replicas: replicas(table, managed == Some(true)),
         partitions: table.optional("partitions", &whole(PARTITIONS)).unwrap_or(Nats::DEFAULT_PARTITIONS),
         max_age,

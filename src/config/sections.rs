@@ -5,10 +5,10 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::expected::{base_url, duration, flag, number, socket_address, text, whole};
+use super::expected::{base_url, duration, flag, number, socket_address, text, whole, word};
 use super::reader::{Reading, Table};
 use super::secret::{self, Secret};
-use super::{Console, Database, Http, Telemetry, Worker};
+use super::{Console, Database, Http, OtlpProtocol, Telemetry, Worker};
 
 /// Below 1 KiB not even an empty update fits. A Telegram update has at most 512 KiB; 64 MiB is JetStream's own largest message.
 const BODY_BYTES: RangeInclusive<usize> = 1_024..=67_108_864;
@@ -84,10 +84,13 @@ pub(super) fn worker(table: &Table<'_>) -> Worker {
 /// OpenTelemetry limits no attribute's length by default; a service name stands in every list and legend.
 const SERVICE_NAME_CHARS_MAX: usize = 255;
 
+const OTLP_PROTOCOLS: &[(&str, OtlpProtocol)] = &[("http", OtlpProtocol::Http), ("grpc", OtlpProtocol::Grpc)];
+
 pub(super) fn telemetry(table: &Table<'_>) -> Telemetry {
     let default = Telemetry::default();
     let telemetry = Telemetry {
         otlp_endpoint: table.optional("otlp_endpoint", &base_url("http://127.0.0.1:4318")),
+        otlp_protocol: table.optional("otlp_protocol", &word(OTLP_PROTOCOLS)).unwrap_or(default.otlp_protocol),
         service_name: table.optional("service_name", &text(SERVICE_NAME_CHARS_MAX)).unwrap_or(default.service_name),
         sample_ratio: table.optional("sample_ratio", &number(0.0..=1.0)).unwrap_or(default.sample_ratio),
         record_content: table.optional("record_content", &flag()).unwrap_or(default.record_content),

@@ -52,6 +52,8 @@ pub struct Nats {
     pub server: NatsServer,
     pub auth: NatsAuth,
     pub tls: Option<NatsTls>,
+    /// Where answers and deliveries come to, so that the server can keep other users of the account from listening.
+    pub inbox_prefix: String,
     /// 1, 3 or 5.
     pub replicas: usize,
     /// 1 to 1024.
@@ -63,14 +65,16 @@ pub struct Nats {
 }
 
 impl Nats {
+    pub(super) const DEFAULT_INBOX_PREFIX: &str = "_INBOX";
     pub(super) const DEFAULT_REPLICAS: usize = 1;
     pub(super) const DEFAULT_PARTITIONS: u16 = 64;
     pub(super) const DEFAULT_MAX_AGE: Duration = Duration::from_secs(7 * 86_400);
     pub(super) const DEFAULT_DUPLICATE_WINDOW: Duration = Duration::from_secs(600);
 
     /// A server with everything else at its default.
-    pub(super) const fn new(server: NatsServer) -> Self {
+    pub(super) fn new(server: NatsServer) -> Self {
         Self {
+            inbox_prefix: Self::DEFAULT_INBOX_PREFIX.to_owned(),
             server,
             auth: NatsAuth::None,
             tls: None,
@@ -171,6 +175,7 @@ impl Default for Worker {
 pub struct Telemetry {
     /// Without a slash at the end; absent: traces are not exported.
     pub otlp_endpoint: Option<String>,
+    pub otlp_protocol: OtlpProtocol,
     pub service_name: String,
     /// Share of traces that are kept: 0 to 1.
     pub sample_ratio: f64,
@@ -178,9 +183,24 @@ pub struct Telemetry {
     pub record_content: bool,
 }
 
+/// How traces travel to `otlp_endpoint`: <https://opentelemetry.io/docs/specs/otlp/>.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtlpProtocol {
+    /// Protobuf over HTTP; collectors listen on port 4318.
+    Http,
+    /// Collectors listen on port 4317.
+    Grpc,
+}
+
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { otlp_endpoint: None, service_name: "turnwise".to_owned(), sample_ratio: 1.0, record_content: false }
+        Self {
+            otlp_endpoint: None,
+            otlp_protocol: OtlpProtocol::Http,
+            service_name: "turnwise".to_owned(),
+            sample_ratio: 1.0,
+            record_content: false,
+        }
     }
 }
 

@@ -18,12 +18,13 @@ use tokio_util::time::DelayQueue;
 use super::bursts::Label;
 use super::lanes::{LaneKey, Lanes, Slot, Track};
 use super::parking::Refilled;
-use super::partitions::{Leaving, Partitions};
+use super::partitions::{Leaving, Partition, Partitions};
 use super::{Limits, SchedulerError, Verdict, Work};
 use crate::cluster::{Assignment, Notice, Owned};
+use crate::message::Timestamp;
 use crate::store::{Ownership, Store};
 use crate::stream::{self, Delivery, StreamHandle, StreamMessage};
-use crate::telemetry::chain;
+use crate::telemetry::{chain, metric};
 
 mod messages;
 mod ownership;
@@ -125,6 +126,8 @@ pub(super) struct Engine<W: Work> {
     pauses: DelayQueue<(LaneKey, Track)>,
     /// Lanes whose task has failed at least once.
     backoffs: HashMap<(LaneKey, Track), ExponentialBackoff>,
+    /// The trace context of the turn that held the lane, for the turn that waited for it.
+    blockers: HashMap<LaneKey, Arc<OnceLock<String>>>,
     /// What asks the running turns to end for a newer message.
     interruptions: HashMap<LaneKey, CancellationToken>,
     saving: bool,
@@ -155,6 +158,7 @@ impl<W: Work> Engine<W> {
             held: HashMap::new(),
             pauses: DelayQueue::new(),
             backoffs: HashMap::new(),
+            blockers: HashMap::new(),
             interruptions: HashMap::new(),
             saving: false,
             tasks: TaskTracker::new(),
@@ -187,12 +191,15 @@ impl<W: Work> Engine<W> {
                     let (key, track) = due.into_inner();
                     self.lanes.resume(&key, track);
                 }
-                _ = checkpoints.tick() => self.save_checkpoints(),
+                _ = checkpoints.tick() => {
+                    self.tell_oldest();
+                    self.save_checkpoints();
+                }
                 _ = floors.tick() => self.keep_floors(),
                 _ = heartbeats.tick() => self.heartbeats(),
                 () = halt.cancelled() => break Ok(()),
             }
-            self.work.observe(self.lanes.running(), self.lanes.len());
+            self.work.observe(self.lanes.running(), self.lanes.len(), self.lanes.parked());
         };
         self.stop(inbox).await;
         outcome
@@ -230,6 +237,17 @@ impl<W: Work> Engine<W> {
                 self.tasks.spawn(delivery.heartbeat());
             }
         }
+    }
+
+    /// What a lane has parked is younger than what it holds, but for the moment in which it is read again.
+    fn tell_oldest(&self) {
+        let first = |(number, partition): (&u16, &Partition)| {
+            let slot = Slot { partition: *number, sequence: partition.progress.first_open()? };
+            Some(self.held.get(&slot)?.message.published_at)
+        };
+        let oldest = self.partitions.iter().filter_map(first).min();
+        let age = oldest.map_or(0, |oldest| Timestamp::now().micros_since(oldest));
+        metric::oldest_unprocessed(self.handle.lane.as_str(), Duration::from_micros(age));
     }
 
     fn save_checkpoints(&mut self) {

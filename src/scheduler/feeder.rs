@@ -6,6 +6,7 @@ use std::time::Duration;
 use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::engine::{Arrived, Event};
 use super::partitions::Shared;
@@ -61,10 +62,14 @@ impl<W: Work> Feeder<W> {
     async fn open(&self, generation: u32) -> Result<Source, Event<W::Receipt>> {
         let ownership = self.partition.ownership;
         let mut pause = patience();
+        let began = Instant::now();
         let source = loop {
             match Source::open(&self.handle, ownership, generation, self.partition.watermark()).await {
                 Ok(source) => break source,
                 Err(error @ SourceError::OtherIncarnation(_)) => {
+                    return Err(Event::Broken(SchedulerError::StreamReplaced(error.to_string())));
+                }
+                Err(error @ SourceError::SetBack(_)) if began.elapsed() >= SET_BACK_PATIENCE => {
                     return Err(Event::Broken(SchedulerError::StreamReplaced(error.to_string())));
                 }
                 Err(error) => {
@@ -137,6 +142,9 @@ impl<W: Work> Feeder<W> {
 }
 
 const MAX_PAUSE: Duration = Duration::from_secs(2);
+
+/// In a cluster, a node that has just become the stream's leader may not have caught up with what it has.
+const SET_BACK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Waiting for a server to come back: quick at first, at most every two seconds, for ever.
 pub(super) fn patience() -> ExponentialBackoff {

@@ -98,6 +98,7 @@ pub struct Lanes {
     refusals: VecDeque<LaneKey>,
     running: usize,
     refusing: usize,
+    parked: usize,
     max_running: usize,
     backlog: usize,
 }
@@ -113,6 +114,7 @@ impl Lanes {
             refusals: VecDeque::new(),
             running: 0,
             refusing: 0,
+            parked: 0,
             max_running,
             backlog: backlog.max(1),
         }
@@ -127,10 +129,13 @@ impl Lanes {
         if let Some(parked) = &mut lane.parked {
             debug_assert!(parked.until < slot.sequence, "parked in order");
             parked.until = slot.sequence;
+            parked.messages += 1;
+            self.parked += 1;
             return Admission::Parked { opens: false };
         }
         if before >= self.backlog {
-            lane.parked = Some(Parked { from: slot.sequence, until: slot.sequence, reading: false });
+            lane.parked = Some(Parked { from: slot.sequence, until: slot.sequence, messages: 1, reading: false });
+            self.parked += 1;
             return Admission::Parked { opens: true };
         }
         let rules = self.shares.rules(lane.bot);
@@ -295,10 +300,15 @@ impl Lanes {
         let mut moved = Moved { from: parked.from, to: Some(next) };
         parked.reading = false;
         parked.from = next;
+        let before = parked.messages;
+        parked.messages = before.saturating_sub(messages.len());
+        let mut left = parked.messages;
         if parked.until < next {
             moved.to = None;
             lane.parked = None;
+            left = 0;
         }
+        self.parked -= before - left;
         let rules = self.shares.rules(lane.bot);
         for (sequence, label) in messages {
             let message = Waiting { sequence, label, since: now };
@@ -319,7 +329,7 @@ impl Lanes {
             if lane.partition != partition {
                 return true;
             }
-            lane.parked = None;
+            self.parked -= lane.parked.take().map_or(0, |parked| parked.messages);
             for track in [Track::Turn, Track::Refusal] {
                 if !lane.is_running(track) {
                     *lane.track_mut(track) = Progress::idle();
@@ -346,10 +356,22 @@ impl Lanes {
         dropped
     }
 
+    /// Whether messages of the lane wait in memory.
+    #[must_use]
+    pub fn is_waiting(&self, key: &LaneKey) -> bool {
+        self.lanes.get(key).is_some_and(|lane| !lane.waiting.is_empty())
+    }
+
     /// Turns running now.
     #[must_use]
     pub const fn running(&self) -> usize {
         self.running
+    }
+
+    /// Messages left in the stream until their lanes have room.
+    #[must_use]
+    pub const fn parked(&self) -> usize {
+        self.parked
     }
 
     /// Lanes that have at least one message.

@@ -77,6 +77,12 @@ impl Progress {
         }
     }
 
+    /// The first message that is waiting or running.
+    #[must_use]
+    pub fn first_open(&self) -> Option<u64> {
+        self.open.first().copied()
+    }
+
     /// The highest sequence at and below which nothing is open or parked.
     #[must_use]
     pub fn watermark(&self) -> u64 {

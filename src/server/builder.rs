@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
-use super::{Registered, Roles, run};
+use super::{Notifier, Registered, Roles, run};
 use crate::config::{Config, ConfigReader};
 use crate::responder::Responder;
 use crate::telemetry::{self, LogFormat};
@@ -88,7 +88,15 @@ impl Server {
             tracing::warn!("{warning}");
         }
         let outcome = match stop_signal() {
-            Ok(stop) => self.run_until(stop, |address| tracing::info!(%address, "ready")).await,
+            Ok(stop) => {
+                let manager = Arc::new(Notifier::start(stop.clone()));
+                let told = Arc::clone(&manager);
+                let ready = move |address| {
+                    tracing::info!(%address, "ready");
+                    told.ready();
+                };
+                self.run_until(stop, ready).await
+            }
             Err(error) => Err(error),
         };
         guard.shutdown().await;

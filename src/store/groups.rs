@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use tracing::{Instrument as _, Span};
+
 use super::commit::{self, Key};
 use super::group::{Group, Tasks, Work};
 use super::sending::{Beginning, Ending};
@@ -13,7 +15,7 @@ use super::{
     Backend, CommitOutcome, Journaled, SendStart, Settled, StoreError, TurnCommit, TurnContextRow, answered, journal,
 };
 use crate::message::ConversationKey;
-use crate::telemetry::metric;
+use crate::telemetry::{self, metric};
 
 /// While one PostgreSQL transaction waits for its disk or a round trip, another one runs; a third only makes groups smaller.
 const POSTGRES_IN_FLIGHT_MAX: usize = 2;
@@ -50,7 +52,7 @@ impl Groups {
     }
 
     pub(super) async fn commit(&self, turn: Arc<TurnCommit>) -> Result<CommitOutcome, StoreError> {
-        match self.writes.ask(Asked::Commit(turn)).await? {
+        match self.writes.ask(Asked::Commit(turn, tracing::Span::current())).await? {
             Outcome::Commit(outcome) => Ok(outcome),
             Outcome::Begin(_) | Outcome::End(_) => Err(StoreError::Closed),
         }
@@ -88,7 +90,7 @@ impl Work for Writing {
 
     fn keys(asked: &Asked) -> Vec<Key> {
         match asked {
-            Asked::Commit(turn) => commit::keys(turn),
+            Asked::Commit(turn, _) => commit::keys(turn),
             Asked::Begin(Beginning { delivery_id, .. }) | Asked::End(Ending { delivery_id, .. }) => {
                 vec![Key::Delivery(*delivery_id)]
             }
@@ -96,14 +98,45 @@ impl Work for Writing {
     }
 
     async fn run(&self, asked: &[Asked]) -> Result<Vec<Outcome>, StoreError> {
-        let turns = asked.iter().filter(|asked| matches!(asked, Asked::Commit(_))).count();
-        if turns > 0 {
-            metric::commit_batch(turns);
+        let span = self.span(asked);
+        let write = async {
+            match &self.0 {
+                Backend::Postgres(database) => answered("write a group", database.write(asked)).await,
+                Backend::Sqlite(database) => database.write(asked).await,
+            }
+        };
+        write.instrument(span).await
+    }
+}
+
+impl Writing {
+    /// The transaction is no single turn's: its span is a root, and it and the turns' spans are linked both ways.
+    fn span(&self, asked: &[Asked]) -> Span {
+        let commits = asked.iter().filter_map(|asked| match asked {
+            Asked::Commit(turn, span) => Some((turn, span)),
+            Asked::Begin(_) | Asked::End(_) => None,
+        });
+        let commits: Vec<_> = commits.collect();
+        if commits.is_empty() {
+            return Span::none();
         }
-        match &self.0 {
-            Backend::Postgres(database) => answered("write a group", database.write(asked)).await,
-            Backend::Sqlite(database) => database.write(asked).await,
+        metric::commit_batch(commits.len());
+        let group = tracing::info_span!(
+            parent: None,
+            "COMMIT group",
+            otel.kind = "client",
+            db.system.name = self.0.system(),
+            db.operation.batch.size = commits.len(),
+        );
+        if let Some(context) = telemetry::current_traceparent(&group) {
+            for (turn, span) in commits {
+                telemetry::link(span, &context);
+                if let Some(context) = &turn.traceparent {
+                    telemetry::link(&group, context);
+                }
+            }
         }
+        group
     }
 }
 

@@ -164,6 +164,22 @@ impl Postgres {
             .map(drop)
             .map_err(refused("save checkpoints"))
     }
+
+    pub(super) async fn highest_checkpoint(&self, stream: i64) -> Result<Option<u64>, StoreError> {
+        const HIGHEST: &str = "SELECT max(checkpoint) FROM partitions WHERE stream = $1";
+        let found = sqlx::query_scalar::<_, Option<i64>>(HIGHEST).bind(stream).fetch_one(&self.pool).await;
+        Ok(found.map_err(refused("look up checkpoints"))?.and_then(|highest| u64::try_from(highest).ok()))
+    }
+
+    pub(super) async fn rewind(&self, stream: i64) -> Result<(), StoreError> {
+        const REWIND: &str = "WITH locked AS ( \
+                 SELECT stream, partition FROM partitions WHERE stream = $1 \
+                 ORDER BY stream, partition FOR NO KEY UPDATE \
+             ) \
+             UPDATE partitions p SET checkpoint = 0 FROM locked \
+             WHERE p.stream = locked.stream AND p.partition = locked.partition";
+        sqlx::query(REWIND).bind(stream).execute(&self.pool).await.map(drop).map_err(refused("rewind a stream"))
+    }
 }
 
 fn takeover(stream: i64, row: &PgRow) -> Result<Takeover, StoreError> {

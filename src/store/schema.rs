@@ -16,6 +16,11 @@ macro_rules! migrations {
             (5, "operator_actions", include_str!(concat!("../../migrations/", $folder, "/0005_operator_actions.sql"))),
             (6, "chats", include_str!(concat!("../../migrations/", $folder, "/0006_chats.sql"))),
             (7, "http_channel", include_str!(concat!("../../migrations/", $folder, "/0007_http_channel.sql"))),
+            (
+                9,
+                "uncertain_deliveries",
+                include_str!(concat!("../../migrations/", $folder, "/0009_uncertain_deliveries.sql")),
+            ),
         ]
     };
 }
@@ -27,7 +32,10 @@ pub(super) fn migrator(migrations: &[(i64, &'static str, &'static str)]) -> Migr
     let migration = |&(version, name, sql): &(i64, &'static str, &'static str)| {
         Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
     };
-    Migrator::with_migrations(migrations.iter().map(migration).collect())
+    let mut migrator = Migrator::with_migrations(migrations.iter().map(migration).collect());
+    // While a deployment is upgraded, processes of the version before still start, also after a crash: migrations only add.
+    migrator.set_ignore_missing(true);
+    migrator
 }
 
 /// Whether `applied` (the versions that ran to the end) holds every migration.

@@ -139,6 +139,17 @@ impl Sqlite {
         sqlx::query(SAVE).bind(wanted).execute(&self.writer).await.map(drop).map_err(refused("save checkpoints"))
     }
 
+    pub(super) async fn highest_checkpoint(&self, stream: i64) -> Result<Option<u64>, StoreError> {
+        const HIGHEST: &str = "SELECT max(checkpoint) FROM partitions WHERE stream = $1";
+        let found = sqlx::query_scalar::<_, Option<i64>>(HIGHEST).bind(stream).fetch_one(&self.readers).await;
+        Ok(found.map_err(refused("look up checkpoints"))?.and_then(|highest| u64::try_from(highest).ok()))
+    }
+
+    pub(super) async fn rewind(&self, stream: i64) -> Result<(), StoreError> {
+        const REWIND: &str = "UPDATE partitions SET checkpoint = 0 WHERE stream = $1";
+        sqlx::query(REWIND).bind(stream).execute(&self.writer).await.map(drop).map_err(refused("rewind a stream"))
+    }
+
     /// A transaction that may write.
     async fn begin(&self) -> Result<Transaction<'static, Database>, sqlx::Error> {
         self.writer.begin_with("BEGIN IMMEDIATE").await

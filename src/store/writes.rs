@@ -14,7 +14,8 @@ use super::{BATCH_ROWS, CommitOutcome, SendStart, Settled, StoreError, TurnCommi
 
 /// What a caller wants written.
 pub(super) enum Asked {
-    Commit(Arc<TurnCommit>),
+    /// With the caller's span, which is to be linked to the group's.
+    Commit(Arc<TurnCommit>, tracing::Span),
     Begin(Beginning),
     End(Ending),
 }
@@ -42,7 +43,7 @@ impl<'a> Writes<'a> {
         let (mut turns, mut beginnings, mut endings) = (Vec::new(), Vec::new(), Vec::new());
         for asked in asked {
             match asked {
-                Asked::Commit(turn) => turns.push(&**turn),
+                Asked::Commit(turn, _) => turns.push(&**turn),
                 Asked::Begin(beginning) => beginnings.push(beginning),
                 Asked::End(ending) => endings.push(ending),
             }
@@ -87,7 +88,7 @@ impl<'a> Writes<'a> {
         let mut starts = self.starts.into_iter().map(Outcome::Begin);
         let mut ends = self.ends.into_iter().map(Outcome::End);
         let outcome = |asked: &Asked| match asked {
-            Asked::Commit(_) => commits.next(),
+            Asked::Commit(..) => commits.next(),
             Asked::Begin(_) => starts.next(),
             Asked::End(_) => ends.next(),
         };

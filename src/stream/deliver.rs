@@ -181,6 +181,9 @@ pub enum SourceError {
     /// The stream was deleted and made again: positions of the old one mean nothing in the new one.
     #[error("the stream {0} is not the one this process started with")]
     OtherIncarnation(String),
+    /// The stream has lost its end: new messages get the places of those that are gone.
+    #[error("the stream {0} ends before what was done of it: it was set back")]
+    SetBack(String),
 }
 
 /// The messages of one partition.
@@ -215,6 +218,9 @@ impl Source {
         let info = handle.info().await.map_err(SourceError::Create)?;
         if super::incarnation(&info) != handle.incarnation {
             return Err(SourceError::OtherIncarnation(handle.name.clone()));
+        }
+        if info.state.last_sequence < after {
+            return Err(SourceError::SetBack(handle.name.clone()));
         }
         let name = consumer_name(ownership.partition, ownership.epoch, generation);
         // This one may be there already, when the answer to its creation got lost. It would not start at `after`, and the

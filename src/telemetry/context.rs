@@ -85,6 +85,13 @@ pub fn link(span: &Span, traceparent: &str) {
     }
 }
 
+/// Puts an attribute on the exported span alone: the log, which shows a line's span with its fields, does not have it.
+pub fn set_attribute(span: &Span, name: &'static str, value: String) {
+    if naming(span, |_, _| Some(())).is_none() {
+        span.set_attribute(name, value);
+    }
+}
+
 /// Records a wait that is over, as a child of its parent; does nothing when the parent is malformed, and exports
 /// nothing when it is not sampled.
 pub fn record_wait(wait: &Wait<'_>) {

@@ -7,17 +7,33 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use metrics::{Unit, counter, gauge, histogram};
+use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::message::Channel;
+
+pub use help::describe_metrics;
+
+mod help;
 
 pub const INGRESS_MESSAGES: &str = "turnwise_ingress_messages_total";
 pub const HTTP_REQUEST_DURATION: &str = "http_server_request_duration_seconds";
 pub const REDELIVERIES: &str = "turnwise_redeliveries_total";
 pub const TURNS_IN_FLIGHT: &str = "turnwise_turns_in_flight";
 pub const LANES: &str = "turnwise_lanes";
+pub const PARKED_MESSAGES: &str = "turnwise_parked_messages";
+pub const STREAM_LAG: &str = "turnwise_stream_lag_messages";
+pub const STREAM_ACK_PENDING: &str = "turnwise_stream_ack_pending_messages";
+pub const OLDEST_UNPROCESSED_AGE: &str = "turnwise_stream_oldest_unprocessed_age_seconds";
+pub const STREAM_MESSAGES: &str = "turnwise_stream_messages";
+pub const STREAM_BYTES: &str = "turnwise_stream_bytes";
+pub const STREAM_BYTES_LIMIT: &str = "turnwise_stream_bytes_limit";
+pub const STREAM_MAX_AGE: &str = "turnwise_stream_max_age_seconds";
+pub const STORAGE_BYTES: &str = "turnwise_jetstream_storage_bytes";
+pub const STORAGE_BYTES_LIMIT: &str = "turnwise_jetstream_storage_bytes_limit";
+pub const DEAD_LETTERS_PENDING: &str = "turnwise_dead_letters_pending";
+pub const DELIVERIES_UNCERTAIN: &str = "turnwise_deliveries_uncertain";
 pub const LANE_WAIT: &str = "turnwise_lane_wait_seconds";
 pub const STREAM_WAIT: &str = "turnwise_stream_wait_seconds";
 pub const TURNS: &str = "turnwise_turns_total";
@@ -27,6 +43,7 @@ pub const END_TO_END: &str = "turnwise_end_to_end_seconds";
 pub const COMMIT_DURATION: &str = "turnwise_commit_duration_seconds";
 pub const COMMIT_BATCH_SIZE: &str = "turnwise_commit_batch_size";
 pub const COMMITS_FENCED: &str = "turnwise_commits_fenced_total";
+pub const PARTITIONS: &str = "turnwise_partitions";
 pub const PARTITION_OWNED: &str = "turnwise_partition_owned";
 pub const REBALANCES: &str = "turnwise_rebalances_total";
 pub const MEMBERS: &str = "turnwise_members";
@@ -120,11 +137,57 @@ pub fn redelivery(reason: &'static str) {
     counter!(REDELIVERIES, "reason" => reason).increment(1);
 }
 
-/// The scheduler's size now: turns that run, and conversations that have work.
+/// The scheduler's size now: turns that run, conversations that have work, and messages of theirs left in the stream.
 #[expect(clippy::cast_precision_loss, reason = "a count of 2^53 turns is out of reach")]
-pub fn scheduler_size(turns_in_flight: usize, lanes: usize) {
+pub fn scheduler_size(turns_in_flight: usize, lanes: usize, parked: usize) {
     gauge!(TURNS_IN_FLIGHT).set(turns_in_flight as f64);
     gauge!(LANES).set(lanes as f64);
+    gauge!(PARKED_MESSAGES).set(parked as f64);
+}
+
+/// Since when the first message that waits or runs in this process has been in its stream; zero when there is none.
+pub fn oldest_unprocessed(stream: &'static str, age: Duration) {
+    gauge!(OLDEST_UNPROCESSED_AGE, "stream" => stream).set(age.as_secs_f64());
+}
+
+/// One partition's consumer, as the server tells it: messages not delivered yet, and delivered ones not acknowledged.
+#[expect(clippy::cast_precision_loss, reason = "a count of 2^53 messages is out of reach")]
+pub fn partition_backlog(stream: &'static str, partition: u16, lag: u64, ack_pending: usize) {
+    let partition = partition.to_string();
+    gauge!(STREAM_LAG, "stream" => stream, "partition" => partition.clone()).set(lag as f64);
+    gauge!(STREAM_ACK_PENDING, "stream" => stream, "partition" => partition).set(ack_pending as f64);
+}
+
+/// What a stream holds and may hold, as the server tells it. `bytes_limit` is absent for a stream without one.
+#[expect(clippy::cast_precision_loss, reason = "2^53 bytes are 9 petabytes")]
+pub fn stream_size(stream: &'static str, messages: u64, bytes: u64, bytes_limit: Option<u64>, max_age: Duration) {
+    gauge!(STREAM_MESSAGES, "stream" => stream).set(messages as f64);
+    gauge!(STREAM_BYTES, "stream" => stream).set(bytes as f64);
+    gauge!(STREAM_MAX_AGE, "stream" => stream).set(max_age.as_secs_f64());
+    if let Some(limit) = bytes_limit {
+        gauge!(STREAM_BYTES_LIMIT, "stream" => stream).set(limit as f64);
+    }
+}
+
+/// Dead letters that wait for somebody.
+#[expect(clippy::cast_precision_loss, reason = "a count of 2^53 messages is out of reach")]
+pub fn dead_letters_pending(count: u64) {
+    gauge!(DEAD_LETTERS_PENDING).set(count as f64);
+}
+
+/// What the account uses of JetStream's disk. `limit` is absent where the account has none.
+#[expect(clippy::cast_precision_loss, reason = "2^53 bytes are 9 petabytes")]
+pub fn storage(bytes: u64, limit: Option<u64>) {
+    gauge!(STORAGE_BYTES).set(bytes as f64);
+    if let Some(limit) = limit {
+        gauge!(STORAGE_BYTES_LIMIT).set(limit as f64);
+    }
+}
+
+/// Deliveries of which nobody can tell whether they arrived.
+#[expect(clippy::cast_precision_loss, reason = "a count of 2^53 deliveries is out of reach")]
+pub fn deliveries_uncertain(count: u64) {
+    gauge!(DELIVERIES_UNCERTAIN).set(count as f64);
 }
 
 /// From delivery to the start of the turn.
@@ -189,6 +252,14 @@ pub fn tool_server_up(server: &str, up: bool) {
 /// Whether this process works on a partition of a stream, named `in` or `out`.
 pub fn partition_owned(stream: &'static str, partition: u16, owned: bool) {
     gauge!(PARTITION_OWNED, "stream" => stream, "partition" => partition.to_string()).set(f64::from(u8::from(owned)));
+}
+
+/// How many partitions a stream is divided into, all without an owner here so far.
+pub fn partitions(stream: &'static str, count: u16) {
+    gauge!(PARTITIONS, "stream" => stream).set(f64::from(count));
+    for partition in 0..count {
+        partition_owned(stream, partition, false);
+    }
 }
 
 /// This process has taken, given up or lost a partition.
@@ -277,75 +348,16 @@ fn install_recorder() -> anyhow::Result<PrometheusHandle> {
     Ok(handle)
 }
 
-/// Registers every help text with the recorder in use; [`Metrics::install`] calls it.
-pub fn describe_metrics() {
-    for (name, help) in COUNTERS {
-        metrics::describe_counter!(*name, Unit::Count, *help);
-    }
-    for (name, help) in GAUGES {
-        metrics::describe_gauge!(*name, Unit::Count, *help);
-    }
-    for (name, help) in HISTOGRAMS {
-        metrics::describe_histogram!(*name, Unit::Seconds, *help);
-    }
-    for (name, help) in SIZES {
-        metrics::describe_histogram!(*name, Unit::Count, *help);
-    }
-}
-
 /// An alert on a series that is absent until the first failure never sees the first failure.
 fn show_unlabelled_series() {
-    scheduler_size(0, 0);
+    scheduler_size(0, 0, 0);
     counter!(COMMITS_FENCED).absolute(0);
     gauge!(EVENT_STREAMS).set(0.0);
 }
 
-const COUNTERS: &[(&str, &str)] = &[
-    (INGRESS_MESSAGES, "Messages received, by what became of them at the door."),
-    (REDELIVERIES, "Messages that the stream delivered again, by reason."),
-    (TURNS, "Turns that ended, by outcome."),
-    (COMMITS_FENCED, "Commits that the database refused because the partition had moved to another owner."),
-    (REBALANCES, "Partitions that this process took, gave up or lost, by reason."),
-    (DEAD_LETTERS, "Messages given up after their attempts, by reason."),
-    (TOOL_CALLS, "Calls of tools, by outcome; unknown means that nobody can tell whether the call happened."),
-    (EGRESS_ATTEMPTS, "Attempts to deliver to a platform, by class of the HTTP status; none means no answer came."),
-    (TYPING, "Calls that show that a bot is typing, by class of the HTTP status; none means no answer came."),
-    (BUDGET_REFUSALS, "Turns answered without a model, because the bot's tokens of the day were spent."),
-    (EVENT_STREAMS_ENDED, "Callers that are sent no more events of a turn, by reason."),
-];
-
-const GAUGES: &[(&str, &str)] = &[
-    (TURNS_IN_FLIGHT, "Turns running now in this process."),
-    (LANES, "Conversations with running or waiting messages in this process."),
-    (PARTITION_OWNED, "1 for a partition that this process works on, 0 for another."),
-    (EVENT_STREAMS, "Callers that are being sent the events of a turn by this process."),
-    (TOOL_SERVER_UP, "1 while there is a session with an MCP server, 0 while there is none."),
-    (
-        BOT_SHUT_OUT,
-        "1 for a bot from which its platform takes nothing: a void token, a restricted page, a receiver that is gone.",
-    ),
-    (MEMBERS, "Processes that share the work on a stream, as this process sees it."),
-];
-
-const HISTOGRAMS: &[(&str, &str)] = &[
-    (HTTP_REQUEST_DURATION, "Seconds to answer an HTTP request."),
-    (LANE_WAIT, "Seconds from a message's delivery to the start of its turn."),
-    (STREAM_WAIT, "Seconds a message lay in the stream before it was first delivered."),
-    (TURN_DURATION, "Seconds from the start of a turn to its end, the responder included."),
-    (OVERHEAD, "Seconds of a turn that were not spent in the responder."),
-    (END_TO_END, "Seconds from receipt of a message to the platform's confirmation of the reply."),
-    (EGRESS_WAIT, "Seconds that a part of a reply waited for the platform's rate limits before it left."),
-    (COMMIT_DURATION, "Seconds that the transaction of a turn took."),
-    (MODEL_CALL_DURATION, "Seconds of a call to a model server, by error; without one it succeeded."),
-];
-
-const SIZES: &[(&str, &str)] = &[
-    (COMMIT_BATCH_SIZE, "Turns that shared the transaction of a commit."),
-    (MODEL_TOKENS, "Tokens that a call to a model used, input and output apart."),
-];
-
 #[cfg(test)]
 mod tests {
+    use super::help::{COUNTERS, GAUGES, HISTOGRAMS, SIZES};
     use super::*;
 
     #[test]
@@ -356,7 +368,13 @@ mod tests {
         ingress_message(Channel::Telegram, "support", "accepted");
         http_request("/v1/chat", 200, moment);
         redelivery("takeover");
-        scheduler_size(3, 5);
+        scheduler_size(3, 5, 700);
+        oldest_unprocessed("in", Duration::from_millis(1_500));
+        partition_backlog("in", 7, 12, 34);
+        stream_size("in", 1_000, 512_000, Some(1_000_000), Duration::from_secs(604_800));
+        dead_letters_pending(2);
+        storage(900_000, Some(2_000_000));
+        deliveries_uncertain(1);
         lane_wait(moment);
         stream_wait(moment);
         turn_finished("support", "answered", Duration::from_secs(2), Duration::from_millis(1_999));
@@ -365,6 +383,7 @@ mod tests {
         model_call("llama3", "", Duration::from_secs(2));
         model_call("llama3", "timeout", Duration::from_secs(60));
         model_tokens("llama3", "input", 700);
+        partitions("in", 8);
         partition_owned("in", 7, true);
         rebalance("in", "owner_gone");
         members("in", 2);
@@ -384,7 +403,10 @@ mod tests {
         budget_refusal("support");
 
         let page = metrics.render();
-        for (name, help) in COUNTERS.iter().chain(GAUGES).chain(HISTOGRAMS).chain(SIZES) {
+        let gauges = GAUGES.iter().map(|(name, _, help)| (name, help));
+        for (name, help) in
+            COUNTERS.iter().chain(HISTOGRAMS).chain(SIZES).map(|(name, help)| (name, help)).chain(gauges)
+        {
             assert!(page.contains(&format!("# HELP {name} {help}\n")), "{name} has no help text:\n{page}");
         }
         let check = |line: &str| assert!(page.lines().any(|found| found == line), "no {line} in:\n{page}");
@@ -392,6 +414,16 @@ mod tests {
         check(r#"http_server_request_duration_seconds_bucket{route="/v1/chat",status="200",le="0.01"} 1"#);
         check("turnwise_turns_in_flight 3");
         check("turnwise_lanes 5");
+        check("turnwise_parked_messages 700");
+        check(r#"turnwise_stream_oldest_unprocessed_age_seconds{stream="in"} 1.5"#);
+        check(r#"turnwise_stream_lag_messages{stream="in",partition="7"} 12"#);
+        check(r#"turnwise_stream_ack_pending_messages{stream="in",partition="7"} 34"#);
+        check(r#"turnwise_stream_bytes{stream="in"} 512000"#);
+        check(r#"turnwise_stream_bytes_limit{stream="in"} 1000000"#);
+        check(r#"turnwise_stream_max_age_seconds{stream="in"} 604800"#);
+        check("turnwise_jetstream_storage_bytes_limit 2000000");
+        check("turnwise_dead_letters_pending 2");
+        check("turnwise_deliveries_uncertain 1");
         check(r#"turnwise_turns_total{bot="support",outcome="answered"} 1"#);
         check(r#"turnwise_turn_duration_seconds_bucket{bot="support",outcome="answered",le="81.92"} 1"#);
         check(r#"turnwise_overhead_seconds_bucket{le="0.0005"} 0"#);
@@ -403,6 +435,8 @@ mod tests {
         check(r#"gen_ai_client_operation_duration_seconds_count{model="llama3",error_type="timeout"} 1"#);
         check(r#"gen_ai_client_token_usage_bucket{model="llama3",token_type="input",le="256"} 0"#);
         check(r#"gen_ai_client_token_usage_bucket{model="llama3",token_type="input",le="1024"} 1"#);
+        check(r#"turnwise_partitions{stream="in"} 8"#);
+        check(r#"turnwise_partition_owned{stream="in",partition="6"} 0"#);
         check(r#"turnwise_partition_owned{stream="in",partition="7"} 1"#);
         check(r#"turnwise_rebalances_total{stream="in",reason="owner_gone"} 1"#);
         check(r#"turnwise_members{stream="in"} 2"#);

@@ -1,7 +1,7 @@
 //! The closed list of span names, one turn being one trace: dashboards and alerts are built on these words.
 //!
 //! Refuses to hold attributes or logic. Invariant: a span of this program has a name from here, or one composed as its
-//! comment says and given as the field `otel.name`; the indentation of a trace is in ARCHITECTURE.md.
+//! comment says and given as the field `otel.name`; how they hang together is in `tests/traces.rs`.
 
 /// SERVER, composed: `POST /webhooks/{channel}/{bot}`, the method and the route's template, never the path as requested.
 pub const HTTP_REQUEST: &str = "http request";
@@ -21,6 +21,8 @@ pub const CHAT: &str = "chat";
 pub const EXECUTE_TOOL: &str = "execute_tool";
 /// CLIENT: the turn's transaction.
 pub const COMMIT: &str = "COMMIT turn";
+/// CLIENT, a root: the transaction that several turns share; it and their [`COMMIT`] are linked both ways.
+pub const COMMIT_GROUP: &str = "COMMIT group";
 /// CLIENT: the stream is told that the message is done.
 pub const ACK_IN: &str = "ack turnwise.in";
 /// CONSUMER: one part of a reply is taken up for delivery.

@@ -12,6 +12,7 @@ use tracing::Instrument as _;
 
 use super::burst::Burst;
 use super::record::TurnRecord;
+use super::trace::record_content;
 use super::verdict::{Step, away};
 use super::{Open, Settings, Turns, commands};
 use crate::config::Bot;
@@ -100,9 +101,12 @@ impl Turns {
         // Each on the heap: what wraps a future is else as large as that future several times over.
         let reply = Box::pin(ask(responder, &context, &request, &task.interruption));
         let reply = Box::pin(self.typing.during(&settings.bot, &address, reply));
-        let reply = run.during(reply).instrument(span).await;
+        let reply = run.during(reply).instrument(span.clone()).await;
         *responder_time = started.elapsed();
         let reply = reply.map_err(Box::new)?;
+        if self.record_content {
+            record_content(&span, &request, &reply);
+        }
         let steps = context.journal.written().await;
         let kept = TurnRecord::of(&steps, || responder.describe(), Some(&settings.bot));
         Ok(Decided { reply, responder: Some(name.clone()), reason: None, kept, silent: false })

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
+use crate::responder::{Reply, TurnRequest};
 use crate::scheduler::Task;
 use crate::stream::StreamMessage;
 use crate::telemetry::{self, KeyValue, metric};
@@ -59,5 +62,16 @@ fn record_waits_of(task: &Task, message: &StreamMessage) {
     let position = i64::try_from(task.lane_position).unwrap_or(i64::MAX);
     let position = vec![KeyValue::new("turnwise.lane.position", position)];
     telemetry::record_wait(&wait(telemetry::span::STREAM_WAIT, message.published_at, message.delivered_at, Vec::new()));
-    telemetry::record_wait(&wait(telemetry::span::LANE_WAIT, message.delivered_at, started_at, position));
+    let lane_wait = wait(telemetry::span::LANE_WAIT, message.delivered_at, started_at, position);
+    telemetry::record_wait(&telemetry::Wait { link: task.blocker.as_deref(), ..lane_wait });
+}
+
+/// What was asked and answered, in the form of the GenAI conventions' `gen_ai.input.messages` and `gen_ai.output.messages`:
+/// <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/>. Only where the operator wants it.
+pub(super) fn record_content(span: &tracing::Span, request: &TurnRequest, reply: &Reply) {
+    let said = |role: &str, text: &str| json!({ "role": role, "parts": [{ "type": "text", "content": text }] });
+    let asked = request.messages.iter().map(|new| said("user", &new.message.text));
+    let answered = reply.messages.iter().map(|message| said("assistant", &message.content));
+    telemetry::set_attribute(span, "gen_ai.input.messages", asked.collect::<Value>().to_string());
+    telemetry::set_attribute(span, "gen_ai.output.messages", answered.collect::<Value>().to_string());
 }

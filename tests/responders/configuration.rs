@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use turnwise::config::{
     Bot, BotChannel, Burst, Config, Console, Database, Http, ModelApi, ModelConfig, Nats, NatsAuth, NatsServer,
-    OnUncertain, ReplyInFlight, ResponderConfig, ResponderKind, Secret, SendLimits, Telemetry, WebBot, Worker,
+    OnUncertain, OtlpProtocol, ReplyInFlight, ResponderConfig, ResponderKind, Secret, SendLimits, Telemetry, WebBot,
+    Worker,
 };
 use turnwise::responder::echo::Echo;
 use turnwise::responder::{Reply, Responder, Responders, build};
@@ -73,6 +74,7 @@ pub(crate) fn config(
             server: NatsServer::Urls(Vec::new()),
             auth: NatsAuth::None,
             tls: None,
+            inbox_prefix: "_INBOX".to_owned(),
             replicas: 1,
             partitions: 1,
             max_age: second,
@@ -82,6 +84,7 @@ pub(crate) fn config(
         worker: Worker { max_turns: 1, lane_backlog: 1, max_attempts: 1, turn_timeout: second },
         telemetry: Telemetry {
             otlp_endpoint: None,
+            otlp_protocol: OtlpProtocol::Http,
             service_name: "turnwise".to_owned(),
             sample_ratio: 1.0,
             record_content: false,

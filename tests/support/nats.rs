@@ -23,7 +23,7 @@ impl NatsServer {
     pub(crate) async fn start() -> Self {
         let mut server =
             Self { binary: find_binary(), port: free_port(), directory: TempDir::new().unwrap(), child: None };
-        let store = server.directory.path().join("store");
+        let store = server.store();
         let configuration = format!(
             "listen: \"127.0.0.1:{}\"\njetstream {{\n  store_dir: \"{}\"\n  sync_interval: always\n}}\n",
             server.port,
@@ -83,6 +83,11 @@ impl NatsServer {
         }
     }
 
+    /// Where its streams lie.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.directory.path().join("store")
+    }
+
     fn configuration(&self) -> PathBuf {
         self.directory.path().join("nats.conf")
     }
@@ -93,7 +98,7 @@ impl NatsServer {
 }
 
 /// `TURNWISE_NATS_SERVER`, else the project's tools folder, else PATH.
-pub(super) fn find_binary() -> PathBuf {
+pub(crate) fn find_binary() -> PathBuf {
     if let Some(named) = std::env::var_os("TURNWISE_NATS_SERVER") {
         let named = PathBuf::from(named);
         assert!(named.is_file(), "TURNWISE_NATS_SERVER names no file: {}", named.display());

@@ -94,6 +94,8 @@ impl<W: Work> Engine<W> {
             return;
         };
         partition.running += 1;
+        // A refusal waits for nobody.
+        let blocker = if track == Track::Turn { self.blockers.remove(&key) } else { None };
         let task = Task {
             messages: held.iter().map(|held| Arc::clone(&held.message)).collect(),
             amendments: amending,
@@ -102,6 +104,7 @@ impl<W: Work> Engine<W> {
             attempt: attempts,
             started_at: Timestamp::now(),
             lane_position: last.lane_position,
+            blocker: blocker.and_then(|blocker| blocker.get().cloned()),
             cancellation: partition.cancellation.child_token(),
             interruption: CancellationToken::new(),
             traceparent: Arc::default(),
@@ -197,6 +200,9 @@ impl<W: Work> Engine<W> {
         } else {
             self.lanes.done(key, track, &done);
             self.backoffs.remove(&(Arc::clone(key), track));
+            if track == Track::Turn && self.lanes.is_waiting(key) {
+                self.blockers.insert(Arc::clone(key), Arc::clone(&ended.traceparent));
+            }
             self.refill(key);
         }
     }

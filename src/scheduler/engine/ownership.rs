@@ -71,6 +71,7 @@ impl<W: Work> Engine<W> {
             for track in [Track::Turn, Track::Refusal] {
                 self.backoffs.remove(&(Arc::clone(&key), track));
             }
+            self.blockers.remove(&key);
         }
         self.conclude(number);
     }

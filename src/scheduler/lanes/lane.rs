@@ -43,6 +43,8 @@ pub(super) struct Parked {
     pub(super) from: u64,
     /// The last parked message.
     pub(super) until: u64,
+    /// How many there are; more than there are when some have left the stream with age.
+    pub(super) messages: usize,
     pub(super) reading: bool,
 }
 

@@ -456,6 +456,37 @@ fn a_flooded_lane_keeps_its_backlog_and_parks_the_rest() {
 }
 
 #[test]
+fn parked_messages_are_counted_until_they_are_read_again_or_somebody_elses() {
+    let mut lanes = lanes(Burst::Queue, 4);
+    let (now, key): (_, LaneKey) = (Instant::now(), "web.bot.user-0".into());
+    for sequence in 1..=10 {
+        lanes.admit(&key, Slot { partition: 0, sequence }, plain(), now);
+    }
+    assert_eq!(lanes.parked(), 6);
+    for sequence in 1..=2 {
+        assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![sequence])));
+        lanes.done(&key, Track::Turn, &[sequence]);
+    }
+    assert!(lanes.refill(&key).is_some());
+    // The sixth has left the stream with age.
+    lanes.refilled(&key, vec![(5, plain())], 7, now);
+    assert_eq!(lanes.parked(), 5);
+    lanes.drop_partition(0);
+    assert_eq!(lanes.parked(), 0);
+
+    for sequence in 11..=16 {
+        lanes.admit(&key, Slot { partition: 0, sequence }, plain(), now);
+    }
+    for sequence in 11..=12 {
+        assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![sequence])));
+        lanes.done(&key, Track::Turn, &[sequence]);
+    }
+    assert!(lanes.refill(&key).is_some());
+    lanes.refilled(&key, vec![(15, plain())], 17, now);
+    assert_eq!(lanes.parked(), 0, "what was counted and is gone does not count for ever");
+}
+
+#[test]
 fn an_interrupted_turn_starts_again_with_both_and_runs_to_its_end_in_the_end() {
     let mut lanes = lanes(Burst::Interrupt, 64);
     let (now, key): (_, LaneKey) = (Instant::now(), "web.bot.user-0".into());

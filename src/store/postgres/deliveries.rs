@@ -79,4 +79,10 @@ impl Postgres {
         let counted = self.audit(COUNT).await?;
         counted.iter().map(|row| Ok((rows::word(row, "status")?, rows::number(row, "count")?))).collect()
     }
+
+    pub(in crate::store) async fn uncertain_deliveries(&self) -> Result<u64, StoreError> {
+        const COUNT: &str = "SELECT count(*) FROM deliveries WHERE status = 'uncertain'";
+        let count: i64 = sqlx::query_scalar(COUNT).fetch_one(&self.pool).await.map_err(refused("count deliveries"))?;
+        Ok(u64::try_from(count).unwrap_or_default())
+    }
 }
