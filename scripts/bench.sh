@@ -3,7 +3,7 @@
 # in a temporary folder, `turnwise bench` against it, and the report as Markdown on stdout. What it does is said on stderr.
 # Everything it started ends with it, also after Ctrl-C.
 #
-#   SHAPES="s1 s1k s2-5k s3 overhead idle"   see `turnwise bench --help`
+#   SHAPES="s1 s1k s3 ..."                    see `turnwise bench --help`
 #   DATABASES="sqlite postgres"
 #   SYNCS="interval always"                  nats-server: fsync every two minutes, or before each acknowledgement
 #   BENCH_ARGS=""                            more words for `turnwise bench`
@@ -13,7 +13,7 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-shapes=${SHAPES:-s1 s1k s2-5k s3 overhead idle}
+shapes=${SHAPES:-s1 s1k s2-5k s3 overhead takeover history growth idle s2-50k}
 databases=${DATABASES:-sqlite postgres}
 syncs=${SYNCS:-interval always}
 limit_seconds=${LIMIT_SECONDS:-1800}
@@ -75,7 +75,7 @@ deployment() {
     [ "$failed" = 0 ] || any_failed=1
     stop_turnwise
     start_turnwise "$folder"
-    echo "Start to ready on the store that this run left: ${ready_ms} ms. Takeover by a second worker: not measured, one process owns all partitions."
+    echo "Start to ready on the store that this run left: ${ready_ms} ms."
     audit "$folder"
     stop_all
     rm -rf "$folder"

@@ -5,6 +5,7 @@
 //! reported together with whether every message was answered exactly once and in order.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use self::platform::Platform;
 use self::processes::Group;
 use self::shape::{Load, Phase};
 use self::stages::Reading;
+use self::takeover::SecondWorker;
 use crate::config::{Bot, BotChannel, Config, NatsServer, TelegramBot};
 use crate::message::Timestamp;
 use crate::stream::Connection;
@@ -33,6 +35,7 @@ mod processes;
 mod report;
 mod shape;
 mod stages;
+mod takeover;
 mod wire;
 
 pub use book::Violations;
@@ -42,6 +45,7 @@ pub use processes::Usage;
 pub use report::{LoadReport, Percentiles, PhaseReport, Report};
 pub use shape::{Scale, Shape};
 pub use stages::Stage;
+pub use takeover::TakeoverError;
 
 /// After the last reply, replies too many get this long to show.
 const AFTERMATH: Duration = Duration::from_secs(1);
@@ -52,6 +56,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What to run.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Where the configuration was read from; a second worker is started with it.
+    pub config_file: PathBuf,
     /// The Telegram bot to talk to; may be left out when the configuration has only one.
     pub bot: Option<String>,
     pub shapes: Vec<Shape>,
@@ -77,6 +83,8 @@ pub enum BenchError {
     },
     #[error("the database cannot be filled")]
     Fill(#[from] FillError),
+    #[error("no takeover can be measured")]
+    Takeover(#[from] TakeoverError),
 }
 
 /// Runs the shapes one after the other. `progress` hears the name of each phase before it begins.
@@ -112,8 +120,15 @@ pub async fn run(config: &Config, options: &Options, mut progress: impl FnMut(&s
     } else {
         Ceilings::default()
     };
-    let bench =
-        Bench { config, bot: &bot.name, platform, webhook: Arc::new(webhook), groups, timeout: options.timeout };
+    let bench = Bench {
+        config,
+        config_file: &options.config_file,
+        bot: &bot.name,
+        platform,
+        webhook: Arc::new(webhook),
+        groups,
+        timeout: options.timeout,
+    };
     let mut next_chat = first_id;
     let mut phases = Vec::new();
     for phase in options.shapes.iter().flat_map(|shape| shape.phases(options.scale)) {
@@ -225,6 +240,7 @@ impl Groups {
 
 struct Bench<'a> {
     config: &'a Config,
+    config_file: &'a Path,
     bot: &'a str,
     platform: Platform,
     webhook: Arc<Webhook>,
@@ -239,6 +255,12 @@ impl Bench<'_> {
         if let Some((fill, (_, book))) = phase.fill.zip(loads.first()) {
             fill::fill(self.config, self.bot, fill, book).await?;
         }
+        let second_worker = match phase.kill {
+            Some(_) => {
+                Some(SecondWorker::join(self.config_file, self.webhook.address, self.config.nats.partitions).await?)
+            }
+            None => None,
+        };
         self.platform.listen_for(loads.iter().map(|(_, book)| Arc::clone(book)).collect());
         self.groups.all().into_iter().for_each(Group::reset_peak);
         let stages_before = Reading::take(self.webhook.address).await;
@@ -247,13 +269,17 @@ impl Bench<'_> {
         let (turns, peak_of_turns) = watch::channel(0.0);
         let looking = AbortOnDropHandle::new(tokio::spawn(look(self.webhook.address, turns)));
 
-        let sent_again = match phase.idle {
-            Some(span) => {
-                tokio::time::sleep(span).await;
-                Vec::new()
+        let load = async {
+            match phase.idle {
+                Some(span) => {
+                    tokio::time::sleep(span).await;
+                    Vec::new()
+                }
+                None => self.send(&loads).await,
             }
-            None => self.send(&loads).await,
         };
+        let (sent_again, takeover) = tokio::join!(load, kill(second_worker, phase.kill));
+        let takeover = takeover?;
 
         let seconds = started.elapsed().as_secs_f64();
         drop(looking);
@@ -276,6 +302,7 @@ impl Bench<'_> {
             bench: used(bench_before, bench),
             stages,
             strays: self.platform.strays(),
+            takeover_ms: takeover.map(|time| time.as_secs_f64() * 1_000.0),
         })
     }
 
@@ -311,6 +338,13 @@ async fn look(address: SocketAddr, peak: watch::Sender<f64>) {
         let turns = Reading::take(address).await.turns_in_flight();
         peak.send_modify(|peak| *peak = peak.max(turns));
     }
+}
+
+/// Kills the second worker, if there is one, when its time has come; returns how long the takeover took.
+async fn kill(worker: Option<SecondWorker>, after: Option<Duration>) -> Result<Option<Duration>, TakeoverError> {
+    let Some((worker, after)) = worker.zip(after) else { return Ok(None) };
+    tokio::time::sleep(after).await;
+    worker.kill().await.map(Some)
 }
 
 /// A book with chats of its own.

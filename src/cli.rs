@@ -77,6 +77,9 @@ struct Serve {
     /// What this process does
     #[arg(long, value_enum, value_delimiter = ',', default_value = "ingress,worker,egress")]
     roles: Vec<Role>,
+    /// Instead of the configuration's http.listen: several processes on one machine can share one file
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -127,7 +130,10 @@ async fn run(command: Command, format: LogFormat, registered: Responders) -> any
     match command {
         Command::Dev(dev) => develop(&dev, format, registered).await,
         Command::Serve(serve) => match load(&serve.config.config) {
-            Ok(config) => serve_roles(&config, &serve.roles, format, registered).await,
+            Ok(mut config) => {
+                config.http.listen = serve.listen.unwrap_or(config.http.listen);
+                serve_roles(&config, &serve.roles, format, registered).await
+            }
             Err(code) => Ok(code),
         },
         Command::Check(check) => {

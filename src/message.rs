@@ -413,6 +413,10 @@ pub struct Sender {
     pub username: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub language: Option<String>,
+    /// It is a chat that speaks, and who speaks for it is not told: an anonymous administrator, or somebody who posts as a
+    /// channel. Whoever presses a button later does so as a person, and cannot be known to be the same one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_chat: bool,
 }
 
 /// A file or other non-text content, by reference: the bytes stay with the platform.

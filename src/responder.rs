@@ -160,6 +160,13 @@ pub trait Responder: Send + Sync + 'static {
     /// See [`TurnError`]; the turn's attempts are counted by the caller.
     async fn respond(&self, context: &TurnContext, request: &TurnRequest) -> Result<Reply, TurnError>;
 
+    /// Whether it tells somebody outside of a turn under its [`TurnContext::turn_id`]. Then the turn keeps its messages from
+    /// before the first attempt on: run again after a crash it is of the same ones, whatever has come meanwhile, so that one id
+    /// means the same work to whoever was told.
+    fn keeps_messages(&self) -> bool {
+        false
+    }
+
     /// What it is made of, such as model and parameters, for the record of its turns. No secret.
     fn describe(&self) -> Value {
         Value::Null

@@ -11,16 +11,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
-use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, Shared};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
-use crate::cluster::{self, ClusterError, Participant, Prepare, Sole};
+use self::share::{Share, Stopping, first_fault, member_id};
+use crate::cluster::{self, Sole};
 use crate::config::{Bot, Config, NatsServer};
 use crate::egress::Egress;
 use crate::ingress::{self, Ingress, Stops, polling};
@@ -29,8 +26,8 @@ use crate::nats_server::ManagedServer;
 use crate::platform::Platforms;
 use crate::responder::history::{Budget, HistoryCache};
 use crate::responder::{self, Responders};
+use crate::scheduler::Limits;
 use crate::scheduler::bursts::Rules;
-use crate::scheduler::{self, Limits, Orders, Work};
 use crate::store::Store;
 use crate::stream::{self, Connection, Lane, Publisher, StreamHandle};
 use crate::telemetry::{Metrics, chain};
@@ -41,6 +38,7 @@ use crate::turn::typing::Typing;
 use crate::turn::{self, Settings, Turns};
 
 mod builder;
+mod share;
 
 pub(crate) use builder::stop_signal;
 pub use builder::{Server, ServerBuilder};
@@ -331,104 +329,6 @@ fn start_pollers(
 
 /// Requests that are being answered when the port closes get this long.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
-
-/// The first share of the work that ends by itself, and why.
-async fn first_fault(shares: &[Share]) -> anyhow::Error {
-    if shares.is_empty() {
-        return std::future::pending().await;
-    }
-    futures_util::future::select_all(shares.iter().map(Share::fault)).await.0
-}
-
-/// One process's share of the work on a stream: who owns what, and who does it.
-struct Share {
-    participant: Ending,
-    scheduler: Ending,
-    stopping: Stopping,
-}
-
-/// A new name at each start, so that nobody takes this process for its predecessor. Only beside a managed nats-server, which
-/// no two processes can have at once, is it always the same: then what a crashed predecessor held is taken back at once.
-fn member_id(config: &Config) -> String {
-    match config.nats.server {
-        NatsServer::Managed { .. } => "alone".to_owned(),
-        NatsServer::Urls(_) => Uuid::now_v7().simple().to_string(),
-    }
-}
-
-/// The end of a task, for everybody who wants to know.
-type Ending = Shared<BoxFuture<'static, Result<(), Arc<anyhow::Error>>>>;
-
-impl Share {
-    async fn join<W: Work, P: Prepare>(
-        work: W,
-        prepare: P,
-        config: &Config,
-        handle: &StreamHandle,
-        store: &Store,
-        limits: Limits,
-        stopping: &Stopping,
-    ) -> Result<Self, ClusterError> {
-        let partitions = config.nats.partitions;
-        let settings = cluster::Settings::new(member_id(config), partitions, config.nats.replicas);
-        let participant = Participant::join(settings, handle.clone(), store.clone()).await?;
-        // Room for one word about each partition in each direction.
-        let (assign, assignments) = mpsc::channel(usize::from(partitions));
-        let (notices, noticed) = mpsc::channel(usize::from(partitions));
-        let orders = Orders { assignments, notices };
-        let work = scheduler::run(Arc::new(work), handle.clone(), store.clone(), limits, orders, stopping.halt.clone());
-        let participant = participant.run(assign, noticed, prepare, stopping.drain.clone());
-        Ok(Self {
-            participant: ending("taking part in the cluster", tokio::spawn(participant)),
-            scheduler: ending("the scheduler", tokio::spawn(work)),
-            stopping: stopping.clone(),
-        })
-    }
-
-    /// Why this share of the work ended by itself.
-    fn fault(&self) -> BoxFuture<'static, anyhow::Error> {
-        let (participant, scheduler) = (self.participant.clone(), self.scheduler.clone());
-        Box::pin(async move {
-            let ended = tokio::select! { ended = participant => ended, ended = scheduler => ended };
-            match ended {
-                Ok(()) => anyhow::anyhow!("a part of the work ended without being told to"),
-                Err(error) => anyhow::anyhow!("{error:#}"),
-            }
-        })
-    }
-
-    /// Waits until everything has been given back. Who cannot give back any more is stopped for good.
-    async fn ended(self) {
-        if let Err(error) = self.participant.await {
-            tracing::error!(error = format!("{error:#}"), "while giving back partitions");
-            self.stopping.halt.cancel();
-        }
-        if let Err(error) = self.scheduler.await {
-            tracing::error!(error = format!("{error:#}"), "while stopping");
-        }
-    }
-}
-
-fn ending<E: std::error::Error + Send + Sync + 'static>(what: &'static str, task: JoinHandle<Result<(), E>>) -> Ending {
-    let ended = async move {
-        let failed = |error: anyhow::Error| Arc::new(error.context(format!("{what} failed")));
-        match task.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(failed(error.into())),
-            Err(error) => Err(failed(error.into())),
-        }
-    };
-    ended.boxed().shared()
-}
-
-/// How everything that works is stopped: first softly, then for good.
-#[derive(Debug, Clone, Default)]
-struct Stopping {
-    /// Partitions are given back; what runs of them may finish.
-    drain: CancellationToken,
-    /// The grace is over: what runs is cancelled.
-    halt: CancellationToken,
-}
 
 fn turns(
     config: &Config,

@@ -37,7 +37,7 @@ use sending::{Beginning, Ending};
 
 pub use error::StoreError;
 pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
-pub(crate) use merge::merge_patch;
+pub(crate) use merge::{join_patches, merge_patch};
 pub use operator::{OperatorAction, OperatorVerb, Recorded};
 pub use outcomes::{AddressedDelivery, DELETED, DeliveryTotal, OutcomeFilter, Resolution};
 pub use records::*;

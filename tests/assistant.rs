@@ -10,94 +10,20 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use reqwest::StatusCode;
 use serde_json::{Value, json};
-use support::brain::{Brain, Point, Seen};
+use support::brain::{Point, Seen};
 use support::ledger::Message;
 use support::process::{CONSOLE_TOKEN, quoted};
 use support::responder::Behaviour;
-use support::scenario::{BOT, Backend, Deployment, RESPONDER};
-use support::telegram::Buttons;
+use support::scenario::{BOT, Backend, Deployment};
+use support::tamper::execute;
+use support::world::{ANN, BOB, World};
 use support::{PATIENCE, eventually, http_client};
 
 #[expect(dead_code, reason = "each test binary uses its own part of the harness")]
 mod support;
 
-const ANN: i64 = 7_001;
-const BOB: i64 = 7_002;
 const TOOLS: [&str; 3] = ["look_up", "reserve", "notify"];
-
-/// A Telegram bot whose model calls these tools; `lines` say more of each tool.
-struct World {
-    deployment: Deployment,
-    brain: Brain,
-}
-
-impl World {
-    async fn start(backend: Backend, rounds: &[&[&'static str]], lines: &[(&str, &str)], bot: &[(&str, &str)]) -> Self {
-        let brain = Brain::start(rounds).await;
-        let deployment = Deployment::start(backend, Behaviour::default(), |configuration| {
-            configuration.openai_responder(RESPONDER, &brain.base_url());
-            let tools: HashSet<_> = rounds.iter().copied().flatten().map(|tool| quoted(tool)).collect();
-            let tools: Vec<_> = tools.into_iter().collect();
-            configuration.set(&format!("responders.{RESPONDER}"), "tools", &format!("[{}]", tools.join(", ")));
-            for tool in rounds.iter().copied().flatten() {
-                let table = format!("tools.{tool}");
-                configuration
-                    .set(&table, "kind", "\"http\"")
-                    .set(&table, "url", &quoted(&brain.tool_url(tool)))
-                    .set(&table, "description", &quoted(tool))
-                    .set(&table, "parameters", "{ type = \"object\", properties = { about = { type = \"string\" } } }");
-                for (key, value) in lines {
-                    configuration.set(&table, key, value);
-                }
-            }
-            for (key, value) in bot {
-                configuration.set(&format!("bots.{BOT}"), key, value);
-            }
-        })
-        .await;
-        Self { deployment, brain }
-    }
-
-    /// What the model's last answer in such a conversation is.
-    fn answer(user: &str, tools: &[&str]) -> String {
-        let results: Vec<_> = tools.iter().map(|tool| format!("{tool} done")).collect();
-        format!("{user}: {}", results.join(", "))
-    }
-
-    async fn question(&self, chat: i64) -> Buttons {
-        let telegram = &self.deployment.telegram;
-        telegram.wait("a question with buttons", PATIENCE, |log| log.buttons.iter().any(|b| b.chat == chat)).await;
-        telegram.log(|log| log.buttons.iter().rfind(|buttons| buttons.chat == chat).cloned()).unwrap()
-    }
-
-    async fn texts(&self, chat: i64, count: usize) -> Vec<String> {
-        self.deployment.telegram.wait_for_texts(chat, count, PATIENCE).await
-    }
-
-    async fn patch_status(&self, status: &str) {
-        let client = http_client();
-        let found: Value = client
-            .get(self.deployment.turnwise.url("/v1/conversations?limit=1"))
-            .bearer_auth(CONSOLE_TOKEN)
-            .send()
-            .await
-            .unwrap()
-            .json()
-            .await
-            .unwrap();
-        let id = found["conversations"][0]["id"].as_str().unwrap_or_else(|| panic!("a conversation in {found}"));
-        let response = client
-            .patch(self.deployment.turnwise.url(&format!("/v1/conversations/{id}")))
-            .bearer_auth(CONSOLE_TOKEN)
-            .json(&json!({ "status": status, "assignee": "carol" }))
-            .send()
-            .await
-            .unwrap();
-        assert_eq!(response.status(), StatusCode::OK);
-    }
-}
 
 /// The same words whoever says them.
 fn renamed(history: Vec<Message>, from: &str, to: &str) -> Vec<Message> {
@@ -269,32 +195,61 @@ async fn a_confirmed_call_survives_a_kill() {
     world.deployment.turnwise.assert_audit_clean().await;
 }
 
-/// A turn that has begun to change something keeps its messages: one that comes while the process is down makes a turn of its
-/// own, however eager the policy is.
+/// A question waits for an hour, here made shorter by hand: a press after that is told so, and does nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_that_comes_during_a_crash_does_not_join_a_turn_that_has_acted() {
-    for policy in ["collect", "interrupt"] {
-        let bot = [("burst", quoted(policy))];
-        let bot: Vec<_> = bot.iter().map(|(key, value)| (*key, value.as_str())).collect();
-        let mut world = World::start(Backend::Sqlite, &[&["reserve"]], &[("confirm", "true")], &bot).await;
-        world.deployment.telegram.send(ANN, "book it");
-        world.question(ANN).await;
+async fn a_question_that_has_expired_is_no_longer_to_be_answered() {
+    for backend in [Backend::Sqlite, Backend::Postgres] {
+        let world = World::start(backend, &[&["reserve"]], &[("confirm", "true")], &[]).await;
+        let telegram = &world.deployment.telegram;
+        telegram.send(ANN, "book it");
+        let question = world.question(ANN).await;
         world.deployment.settled(1, PATIENCE).await;
-        let point = Point::Asked { results: 1 };
-        world.brain.hold(point.clone());
-        world.deployment.telegram.send(ANN, "yes");
-        world.brain.wait("the model to be told", PATIENCE, |log| log.iter().any(|seen| point.is(seen))).await;
-        world.deployment.turnwise.kill9().await;
-        world.deployment.telegram.send(ANN, "hello?");
-        world.brain.release();
-        world.deployment.turnwise.start_again().await;
-        assert_eq!(world.texts(ANN, 2).await[1], "yes: reserve done", "{policy}");
-        world.deployment.settled(3, PATIENCE).await;
-        assert_eq!(world.brain.calls_of("reserve").len(), 1, "{policy}: agreed to once, called once");
-        let asked: Vec<_> = world.brain.seen().into_iter().filter(|seen| matches!(seen, Seen::Asked { .. })).collect();
-        assert_eq!(asked.last(), Some(&Seen::asked("hello?", 0)), "{policy}: a turn of its own");
+        execute(world.deployment.database_url(), "UPDATE pending_actions SET expires_at = created_at").await;
+        let press = telegram.press(ANN, &question, "Yes");
+        assert_eq!(world.texts(ANN, 2).await[1], "This question has expired. Please ask again.");
+        telegram.wait("the press acknowledged", PATIENCE, |log| log.acknowledged == [press.as_str()]).await;
+        telegram.wait("the buttons taken away", PATIENCE, |log| !log.unbuttoned.is_empty()).await;
+        telegram.log(|log| assert_eq!(log.unbuttoned, [(ANN, question.message_id)]));
+        telegram.press(ANN, &question, "Yes");
+        telegram.send(ANN, "yes");
+        let texts = world.texts(ANN, 4).await;
+        assert_eq!(texts[2], "This question has expired. Please ask again.", "also the second time");
+        assert!(texts[3].starts_with("May I do this?"), "a word without an open question is a new subject: {texts:?}");
+        assert_eq!(world.brain.calls_of("reserve"), [], "nothing was called");
+        assert_eq!(world.deployment.ledger.actions().await, ["expired", "pending"]);
+        let states: Vec<_> = world.deployment.ledger.turns().await.into_iter().map(|turn| turn.state).collect();
+        assert_eq!(states, ["answered"; 4]);
+        assert!(!world.brain.seen().contains(&Seen::asked("Yes", 0)), "no model is asked about a press");
         world.deployment.turnwise.assert_audit_clean().await;
     }
+}
+
+/// Whoever presses a button does so in his own name, which cannot be told to be that of an anonymous administrator: the model
+/// is told at once that such a call cannot be asked for, instead of a question that nobody could ever answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_needs_a_word_is_not_asked_for_in_the_name_of_a_chat() {
+    const GROUP: i64 = -5_005;
+    let world = World::start(Backend::Sqlite, &[&["reserve"]], &[("confirm", "true")], &[]).await;
+    let telegram = &world.deployment.telegram;
+    for (from, title) in [(1_087_968_824, "Ann's"), (136_817_688, "A channel")] {
+        let mut update = telegram.update(GROUP, "book it");
+        update["message"]["from"] = json!({ "id": from, "is_bot": true, "first_name": "Group" });
+        update["message"]["sender_chat"] = json!({ "id": GROUP, "type": "supergroup", "title": title });
+        assert_eq!(telegram.post(&update).await, Some(reqwest::StatusCode::OK));
+    }
+    let texts = world.texts(GROUP, 2).await;
+    let refused =
+        "book it: Not called: it needs the word of whoever asks for it, and this was written in the name of a chat";
+    assert!(texts.iter().all(|text| text.starts_with(refused)), "{texts:?}");
+    telegram.log(|log| assert!(log.buttons.is_empty(), "no question: {:?}", log.buttons));
+    assert_eq!(world.deployment.ledger.actions().await, [""; 0]);
+
+    telegram.post(&telegram.update(GROUP, "book it")).await;
+    let question = world.question(GROUP).await;
+    telegram.press(GROUP.abs(), &question, "Yes");
+    assert_eq!(world.texts(GROUP, 4).await[3], "Yes: reserve done", "under a name of one's own");
+    assert_eq!(world.brain.calls_of("reserve").len(), 1);
+    world.deployment.turnwise.assert_audit_clean().await;
 }
 
 /// A person takes over while the model thinks: what leaves, what the ledger says.
@@ -306,7 +261,7 @@ async fn taken_over(reply_in_flight: &str) -> (World, Vec<String>) {
     world.brain.hold(Point::Asked { results: 0 });
     world.deployment.telegram.send(ANN, "second");
     world.brain.wait("the model to be asked", PATIENCE, |log| log.contains(&ask)).await;
-    world.patch_status("human").await;
+    world.deployment.patch_status("human").await;
     world.brain.release();
     world.deployment.settled(2, PATIENCE).await;
     // Whatever was to leave has left: everything behind it has, too.
@@ -341,6 +296,66 @@ async fn a_reply_in_flight_is_sent_when_a_person_takes_over() {
     assert_eq!(texts, ["first:", "second:"]);
     let states: Vec<_> = world.deployment.ledger.turns().await.into_iter().map(|turn| turn.state).collect();
     assert_eq!(states, ["answered", "answered", "handed_off"]);
+}
+
+/// The last attempt fails after a person has taken over: the person speaks for the bot, and no apology comes in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_apology_leaves_once_a_person_has_taken_over() {
+    for backend in [Backend::Sqlite, Backend::Postgres] {
+        let mut deployment = Deployment::start(backend, Behaviour::default(), |configuration| {
+            configuration.set("worker", "max_attempts", "1").set(&format!("bots.{BOT}"), "failure_reply", "\"Sorry.\"");
+        })
+        .await;
+        deployment.model.always_fail("fails");
+        for text in ["hello", "fails"] {
+            deployment.telegram.send(ANN, text);
+        }
+        let texts = deployment.telegram.wait_for_texts(ANN, 2, PATIENCE).await;
+        assert_eq!(texts, ["re: hello", "Sorry."], "as long as it is the bot's");
+        deployment.model.hold("fails");
+        deployment.telegram.send(ANN, "fails");
+        deployment.model.wait("the second call", PATIENCE, |log| log.calls_for("fails") == 2).await;
+        deployment.patch_status("human").await;
+        deployment.model.release("fails");
+        deployment.settled(3, PATIENCE).await;
+        let states: Vec<_> = deployment.ledger.turns().await.into_iter().map(|turn| turn.state).collect();
+        assert_eq!(states, ["answered", "dead_lettered", "dead_lettered"]);
+        deployment.patch_status("bot").await;
+        deployment.telegram.send(ANN, "fine");
+        let texts = deployment.telegram.wait_for_texts(ANN, 3, PATIENCE).await;
+        assert_eq!(texts, ["re: hello", "Sorry.", "re: fine"], "whatever was to leave has left before");
+        deployment.turnwise.terminate().await;
+        deployment.turnwise.assert_audit_clean().await;
+    }
+}
+
+/// What a tool's server says when it refuses goes to the model, and nowhere else that anybody but the chat's people looks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_words_of_a_tools_server_reach_the_model_alone() {
+    let bot = [("failure_reply", "\"Sorry.\"")];
+    let world = World::start(Backend::Sqlite, &[&["reserve"]], &[], &bot).await;
+    world.brain.refuse_next(422);
+    world.deployment.telegram.send(ANN, "book it");
+    let texts = world.texts(ANN, 1).await;
+    assert!(texts[0].starts_with("book it: Failed: ") && texts[0].contains("reserve done"), "the words: {texts:?}");
+    world.brain.refuse_next(422);
+    world.brain.fail_at(Point::Asked { results: 1 });
+    world.deployment.telegram.send(BOB, "book that");
+    assert_eq!(world.texts(BOB, 1).await, ["Sorry."]);
+    world.deployment.settled(2, PATIENCE).await;
+    assert_eq!(world.deployment.ledger.turns_by_state().await["dead_lettered"], 1);
+
+    let letters = world.deployment.turnwise.run("dead-letters", &["list"]).await;
+    let metrics = http_client().get(world.deployment.turnwise.url("/metrics")).send().await.unwrap();
+    let seen = [
+        ("the log", std::fs::read_to_string(world.deployment.turnwise.log()).unwrap()),
+        ("the metrics", metrics.text().await.unwrap()),
+        ("the reasons", world.deployment.ledger.reasons().await.join("\n")),
+        ("the dead letters", format!("{letters:?}")),
+    ];
+    for (place, text) in seen {
+        assert!(!text.is_empty() && !text.contains("reserve done"), "{place}: {text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -36,7 +36,12 @@ impl Deployment {
     /// A small load; the exit code and the report.
     async fn bench(&self, arguments: &[&str]) -> (Option<i32>, Value, String) {
         let size = ["--messages", "60", "--conversations", "3", "--in-flight", "12", "--json"];
-        let output = self.turnwise.run("bench", &[&size[..], arguments].concat()).await;
+        self.bench_whole(&[&size[..], arguments].concat()).await
+    }
+
+    /// A load of the shape's own size where `arguments` do not say another.
+    async fn bench_whole(&self, arguments: &[&str]) -> (Option<i32>, Value, String) {
+        let output = self.turnwise.run("bench", arguments).await;
         let report = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
         (output.status.code(), report, String::from_utf8_lossy(&output.stderr).into_owned())
     }
@@ -63,6 +68,24 @@ async fn a_good_deployment_is_measured() {
     }
     for ceiling in ["publish", "publish_one_by_one", "consume", "commit"] {
         assert!(report["ceilings"][ceiling].as_f64().unwrap() > 0.0, "{ceiling}: {:#}", report["ceilings"]);
+    }
+    deployment.turnwise.assert_audit_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_takeover_from_a_killed_worker_is_measured() {
+    let deployment = Deployment::start(&free_api_base(), |_| {}).await;
+    let size = ["--messages", "800", "--conversations", "40", "--no-ceilings", "--json"];
+    let (code, report, said) = deployment.bench_whole(&[&size[..], &["--shape", "takeover"]].concat()).await;
+    assert_eq!(code, Some(0), "{report:#}\n{said}");
+    let phases = report["phases"].as_array().unwrap();
+    assert_eq!(phases.len(), 3, "{report:#}");
+    for phase in phases {
+        let takeover_ms = phase["takeover_ms"].as_f64().unwrap();
+        assert!(takeover_ms > 0.0, "{phase:#}");
+        let load = &phase["loads"][0];
+        assert_eq!((&load["messages"], &load["unanswered"]), (&800.into(), &0.into()), "{phase:#}");
+        assert_eq!(load["violations"]["count"], 0, "{phase:#}");
     }
     deployment.turnwise.assert_audit_clean().await;
 }

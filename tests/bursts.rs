@@ -14,7 +14,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use support::ledger::Turn;
 use support::messenger::{Messenger, PAGE_ID, signature};
-use support::process::{CONSOLE_TOKEN, NAMESPACE, WEB_KEY, quoted};
+use support::process::{NAMESPACE, WEB_KEY, quoted};
 use support::responder::{Behaviour, Mood, message, parse};
 use support::scenario::{BOT, Backend, Deployment, RESPONDER};
 use support::{PATIENCE, eventually, http_client};
@@ -207,12 +207,7 @@ async fn a_conversation_that_a_person_has_rejects_nothing() {
     deployment.telegram.send(CHAT, &message(CHAT, 1));
     deployment.telegram.wait_for_texts(CHAT, 1, PATIENCE).await;
     deployment.settled(1, PATIENCE).await;
-    let url = deployment.turnwise.url("/v1/conversations");
-    let list: Value = http_client().get(&url).bearer_auth(CONSOLE_TOKEN).send().await.unwrap().json().await.unwrap();
-    let id = list["conversations"][0]["id"].as_str().unwrap();
-    let patch = http_client().patch(format!("{url}/{id}")).bearer_auth(CONSOLE_TOKEN);
-    let patched = patch.json(&json!({ "status": "human" })).send().await.unwrap();
-    assert_eq!(patched.status(), StatusCode::OK);
+    deployment.patch_status("human").await;
 
     for n in 2..=MESSAGES {
         deployment.telegram.send(CHAT, &message(CHAT, n));

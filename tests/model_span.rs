@@ -1,10 +1,8 @@
-//! The span of a model call, and what is logged of one. One test in a program of its own: `tracing` asks only one thread's subscriber whether a span
-//! is wanted, so a test on another thread could switch it off.
+//! The span of a model call, and what is logged of one. One test in a program of its own, as `support/trace_log.rs` asks for.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -18,38 +16,17 @@ use uuid::Uuid;
 #[expect(dead_code, reason = "the rest of the stand-in is for tests/responders.rs")]
 #[path = "support/model.rs"]
 mod model;
+#[path = "support/trace_log.rs"]
+mod trace_log;
 
 use model::{Model, says, status};
+use trace_log::{TraceLog, closed};
 
 const API_KEY: &str = "sk-very-secret-123";
 
-/// Collects what a subscriber writes.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn calls_are_traced_and_logged_without_words() {
-    use tracing_subscriber::fmt::format::FmtSpan;
-    let log = Log::default();
-    let sink = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_span_events(FmtSpan::CLOSE)
-        .with_ansi(false)
-        .with_writer(move || sink.clone())
-        .finish();
-    let guard = tracing::subscriber::set_default(subscriber);
+    let log = TraceLog::start();
     let busy = status(429, &json!({ "error": { "message": "PROVIDER" } }));
     let mut model = Model::start([says("REPLY"), busy, says("REPLY"), says("REPLY")]).await;
     let responder = responder(&model);
@@ -59,12 +36,10 @@ async fn calls_are_traced_and_logged_without_words() {
     for _ in 0..2 {
         responder.respond(&context(), &request(&"PROMPT ".repeat(5_000))).await.unwrap();
     }
-    drop(guard);
+    let log = log.end();
     assert_eq!(model.bodies().len(), 4);
 
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let spans: Vec<_> = log.lines().filter(|line| line.contains("turnwise::model") && line.contains("close")).collect();
-    let [first, second, ..] = spans[..] else { panic!("{log}") };
+    let [first, second, ..] = closed(&log, "turnwise::model")[..] else { panic!("{log}") };
     let fields = [
         "otel.name=chat llama3",
         "otel.kind=\"client\"",

@@ -1,30 +1,24 @@
-//! The span of a tool call. One test in a program of its own: `tracing` asks only one thread's subscriber whether a span is
-//! wanted, so a test on another thread could switch it off.
+//! The span of a tool call, and what is logged and counted of one. One test in a program of its own, as `support/trace_log.rs`
+//! asks for.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use trace_log::{TraceLog, closed};
+use turnwise::config::Config;
 use turnwise::telemetry::Metrics;
 use turnwise::tool::{ToolContext, ToolError, Toolbox, TypedTool, boxed};
 
-/// Collects what a subscriber writes.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+#[path = "support/trace_log.rs"]
+mod trace_log;
+#[expect(dead_code, reason = "the rest of the stand-in is for tests/http_responder.rs")]
+#[path = "support/wire.rs"]
+mod wire;
 
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
+use wire::{Play, Step, Wire};
 
 #[derive(Deserialize, JsonSchema)]
 struct Question {
@@ -55,28 +49,18 @@ impl TypedTool for Oracle {
 
 #[tokio::test]
 async fn each_call_has_a_span_and_counts_without_words() {
-    use tracing_subscriber::fmt::format::FmtSpan;
     let metrics = Metrics::install().unwrap();
-    let log = Log::default();
-    let sink = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_span_events(FmtSpan::CLOSE)
-        .with_ansi(false)
-        .with_writer(move || sink.clone())
-        .finish();
-    let guard = tracing::subscriber::set_default(subscriber);
+    let log = TraceLog::start();
     let tools = Toolbox::of(vec![boxed(Oracle)]).unwrap();
     let tool = tools.get("oracle").unwrap();
     for text in ["QUESTION", "OTHER"] {
         let arguments = tools.validate("oracle", &format!(r#"{{"text": "{text}"}}"#)).unwrap();
         let _outcome = tool.call(&ToolContext::new("call_9", "turn:1:0"), arguments).await;
     }
-    drop(guard);
+    let refusal = refused_by_a_server().await;
+    let log = log.end();
 
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let spans: Vec<_> = log.lines().filter(|line| line.contains("close")).collect();
-    let [first, second] = spans[..] else { panic!("{log}") };
+    let [first, second, third] = closed(&log, "execute_tool")[..] else { panic!("{log}") };
     let fields = [
         "otel.name=execute_tool oracle",
         "otel.kind=\"internal\"",
@@ -90,7 +74,9 @@ async fn each_call_has_a_span_and_counts_without_words() {
     }
     assert!(!first.contains("error.type"), "{first}");
     assert!(second.contains("error.type=\"unknown\""), "{second}");
-    for word in ["QUESTION", "ANSWER", "OTHER", "EXCUSE"] {
+    assert!(third.contains("error.type=\"failed\""), "{third}");
+    assert_eq!(refusal, "the tool's server answered HTTP 422: REFUSAL of QUESTION", "the model's to read");
+    for word in ["QUESTION", "ANSWER", "OTHER", "EXCUSE", "REFUSAL"] {
         assert!(!log.contains(word), "{word} is in the log");
     }
     let page = metrics.render();
@@ -98,4 +84,22 @@ async fn each_call_has_a_span_and_counts_without_words() {
         let line = format!("turnwise_tool_calls_total{{tool=\"oracle\",outcome=\"{outcome}\"}} 1\n");
         assert!(page.contains(&line), "{line}: {page}");
     }
+    assert!(page.contains("turnwise_tool_calls_total{tool=\"orders\",outcome=\"failed\"} 1\n"), "{page}");
+    assert!(!page.contains("REFUSAL"), "{page}");
+}
+
+/// What a tool says of a server that refuses with words of its own.
+async fn refused_by_a_server() -> String {
+    let steps = vec![Step::Bytes(b"REFUSAL of QUESTION".to_vec())];
+    let wire = Wire::start([Play { status: 422, headers: vec![("content-type", "text/plain")], steps }]).await;
+    let text = format!(
+        "[nats]\nmanaged = true\n[bots.b]\nchannel = \"web\"\nresponder = \"r\"\n[responders.r]\nkind = \"echo\"\n\
+         [tools.orders]\nkind = \"http\"\nurl = \"{}/orders\"\ndescription = \"Orders.\"\n",
+        wire.base_url
+    );
+    let config = Config::parse(&text, Path::new("/turnwise.toml"), &|_| None).unwrap();
+    let tools = Toolbox::build(&config, Vec::new()).unwrap();
+    let arguments = tools.validate("orders", "").unwrap();
+    let refused = tools.get("orders").unwrap().call(&ToolContext::new("call_10", "turn:1:1"), arguments).await;
+    refused.unwrap_err().to_string()
 }

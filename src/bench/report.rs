@@ -41,6 +41,8 @@ pub struct PhaseReport {
     pub stages: Vec<Stage>,
     /// Replies to chats that were not in the load.
     pub strays: usize,
+    /// From the kill of a second worker until all partitions had an owner again.
+    pub takeover_ms: Option<f64>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -104,6 +106,7 @@ impl Report {
         self.write_ceilings(text)?;
         self.write_loads(text)?;
         self.write_use(text)?;
+        self.write_takeovers(text)?;
         self.write_stages(text)?;
         self.write_faults(text)
     }
@@ -184,6 +187,20 @@ impl Report {
             )?;
         }
         writeln!(text)
+    }
+
+    fn write_takeovers(&self, text: &mut String) -> std::fmt::Result {
+        for phase in &self.phases {
+            let Some(takeover_ms) = phase.takeover_ms else { continue };
+            let waited_ms = phase.loads.iter().map(|load| load.reply.max_ms).fold(0.0, f64::max);
+            writeln!(
+                text,
+                "{}: the partitions of a killed worker had an owner again after {takeover_ms:.0} ms; no reply took longer than \
+                 {waited_ms:.0} ms.\n",
+                phase.phase
+            )?;
+        }
+        Ok(())
     }
 
     fn write_stages(&self, text: &mut String) -> std::fmt::Result {

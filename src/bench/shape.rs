@@ -26,6 +26,8 @@ pub enum Shape {
     Growth,
     /// The same load with 10 and 10,000 messages of history in each conversation
     History,
+    /// 200 messages a second while a second worker is killed, three times: how long its conversations wait
+    Takeover,
     /// No load for 10 s
     Idle,
 }
@@ -47,6 +49,8 @@ pub(super) struct Phase {
     pub(super) loads: Vec<Load>,
     /// How long it lasts when there are no loads.
     pub(super) idle: Option<Duration>,
+    /// When, after the load began, a second worker is killed that joined before it.
+    pub(super) kill: Option<Duration>,
 }
 
 /// What is in the database before the load.
@@ -78,6 +82,9 @@ const IN_FLIGHT_BESIDE_FLOOD: usize = 32;
 
 const IDLE: Duration = Duration::from_secs(10);
 
+/// The load has settled by then, and goes on for twice as long after it.
+const KILL_AFTER: Duration = Duration::from_secs(3);
+
 impl Shape {
     pub(super) fn phases(self, scale: Scale) -> Vec<Phase> {
         let at_once = Duration::ZERO;
@@ -98,23 +105,25 @@ impl Shape {
             }
             Self::Growth => {
                 let stored = |name, count| Phase {
-                    name,
                     fill: Some(Fill::Conversations(count)),
-                    loads: vec![load("all", 500, 10, at_once, 256)],
-                    idle: None,
+                    ..phase(name, vec![load("all", 500, 10, at_once, 256)])
                 };
                 vec![stored("growth 1k", 1_000), stored("growth 1M", 1_000_000)]
             }
             Self::History => {
                 let spoken = |name, messages| Phase {
-                    name,
                     fill: Some(Fill::History(messages)),
-                    loads: vec![load("all", 50, 20, at_once, 256)],
-                    idle: None,
+                    ..phase(name, vec![load("all", 50, 20, at_once, 256)])
                 };
                 vec![spoken("history 10", 10), spoken("history 10k", 10_000)]
             }
-            Self::Idle => vec![Phase { name: "idle", fill: None, loads: Vec::new(), idle: Some(IDLE) }],
+            Self::Takeover => {
+                let paced = Load { per_second: Some(200), ..load("all", 500, 4, at_once, 1_000) };
+                ["takeover 1", "takeover 2", "takeover 3"]
+                    .map(|name| Phase { kill: Some(KILL_AFTER), ..phase(name, vec![paced.clone()]) })
+                    .into()
+            }
+            Self::Idle => vec![Phase { idle: Some(IDLE), ..phase("idle", Vec::new()) }],
         };
         for load in phases.iter_mut().flat_map(|phase| &mut phase.loads) {
             load.scale(scale);
@@ -124,7 +133,7 @@ impl Shape {
 }
 
 fn phase(name: &'static str, loads: Vec<Load>) -> Phase {
-    Phase { name, fill: None, loads, idle: None }
+    Phase { name, fill: None, loads, idle: None, kill: None }
 }
 
 fn load(name: &'static str, conversations: usize, messages_each: usize, delay: Duration, in_flight: usize) -> Load {

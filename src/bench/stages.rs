@@ -22,9 +22,14 @@ const STAGES: &[(&str, &str)] = &[
     (metric::END_TO_END, "reply created to sent"),
 ];
 
-/// Sums and counts of every histogram, and the gauges.
+/// What the deployment said of itself at one moment.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Reading(BTreeMap<String, f64>);
+pub(super) struct Reading {
+    /// Sums and counts of every histogram, and the gauges.
+    sums: BTreeMap<String, f64>,
+    /// Inbound partitions that it holds.
+    pub(super) inbound_partitions: u16,
+}
 
 /// The mean time of one stage during a load.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -44,16 +49,18 @@ impl Reading {
 
     /// Adds up the series of each name, whatever their labels; series of the probes themselves are left out.
     fn read(page: &str) -> Self {
-        let mut sums = BTreeMap::new();
+        let mut reading = Self::default();
         for line in page.lines().filter(|line| !line.starts_with('#')) {
             let Some((series, value)) = line.rsplit_once(' ') else { continue };
             let (name, labels) = series.split_once('{').unwrap_or((series, ""));
             let foreign = name.starts_with(metric::HTTP_REQUEST_DURATION) && !labels.contains("/webhooks/");
             if let (Ok(value), false) = (value.parse::<f64>(), foreign || name.ends_with("_bucket")) {
-                *sums.entry(name.to_owned()).or_default() += value;
+                *reading.sums.entry(name.to_owned()).or_default() += value;
             }
+            reading.inbound_partitions +=
+                u16::from(name == metric::PARTITION_OWNED && labels.contains("stream=\"in\"") && value == "1");
         }
-        Self(sums)
+        reading
     }
 
     pub(super) fn turns_in_flight(&self) -> f64 {
@@ -74,7 +81,7 @@ impl Reading {
     }
 
     fn get(&self, series: &str) -> f64 {
-        self.0.get(series).copied().unwrap_or(0.0)
+        self.sums.get(series).copied().unwrap_or(0.0)
     }
 }
 
@@ -90,12 +97,15 @@ mod tests {
                  turnwise_commit_duration_seconds_bucket{{le=\"0.001\"}} 9\n\
                  turnwise_commit_duration_seconds_sum {sum}\nturnwise_commit_duration_seconds_count {count}\n\
                  http_server_request_duration_seconds_sum{{route=\"/metrics\",status=\"200\"}} 5\n\
-                 turnwise_turns_in_flight 3\n"
+                 turnwise_turns_in_flight 3\n\
+                 turnwise_partition_owned{{stream=\"in\",partition=\"0\"}} 1\n\
+                 turnwise_partition_owned{{stream=\"out\",partition=\"0\"}} 1\n"
             )
         };
         let (before, after) = (Reading::read(&page(1.0, 10)), Reading::read(&page(1.5, 60)));
         let stages = before.until(&after);
         assert_eq!(stages, [Stage { stage: "commit", count: 50.0, mean_ms: 10.0 }]);
         assert!((after.turns_in_flight() - 3.0).abs() < f64::EPSILON);
+        assert_eq!(after.inbound_partitions, 1);
     }
 }

@@ -58,6 +58,7 @@ fn count(text: &str) -> Result<usize, String> {
 pub(super) async fn run(config: &Config, arguments: &Bench, format: LogFormat) -> anyhow::Result<ExitCode> {
     let guard = telemetry::init_quiet(&config.telemetry, format)?;
     let options = Options {
+        config_file: arguments.config.config.clone(),
         bot: arguments.bot.clone(),
         shapes: arguments.shape.clone(),
         scale: Scale {

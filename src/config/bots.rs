@@ -112,21 +112,19 @@ pub(super) fn read(table: &Table<'_>, responders: &[&str]) -> BTreeMap<String, B
 }
 
 fn bot(name: &str, table: &Table<'_>, responders: &[&str], accounts: &mut Accounts) -> Option<Bot> {
-    let channel = table.required("channel", &word(CHANNELS, &[]));
+    let channel = table.required("channel", &word(CHANNELS));
     let responder = responder(table, responders);
-    let burst = table.value("burst").map_or(Some(Burst::Queue), |burst| burst.read(&word(BURSTS, &[])));
+    let burst = table.value("burst").map_or(Some(Burst::Queue), |burst| burst.read(&word(BURSTS)));
     let quiet = quiet(table, burst);
     let reject_reply = reject_reply(table, burst);
     let weight = table.optional("weight", &whole(WEIGHT));
     let max_turns = table.optional("max_turns", &whole(TURNS));
     let tokens_per_day = table.optional("tokens_per_day", &whole(TOKENS_PER_DAY));
     let budget_reply = table.optional("budget_reply", &text(REPLY_CHARS_MAX));
-    let reply_in_flight = table.optional(
-        "reply_in_flight",
-        &word(&[("send", ReplyInFlight::Send), ("suppress", ReplyInFlight::Suppress)], &[]),
-    );
+    let reply_in_flight = table
+        .optional("reply_in_flight", &word(&[("send", ReplyInFlight::Send), ("suppress", ReplyInFlight::Suppress)]));
     let on_uncertain =
-        table.optional("on_uncertain", &word(&[("resend", OnUncertain::Resend), ("hold", OnUncertain::Hold)], &[]));
+        table.optional("on_uncertain", &word(&[("resend", OnUncertain::Resend), ("hold", OnUncertain::Hold)]));
     let failure_reply = table.optional("failure_reply", &text(REPLY_CHARS_MAX));
 
     let typing = match channel {
@@ -212,8 +210,7 @@ fn responder(table: &Table<'_>, responders: &[&str]) -> Option<String> {
 
 fn telegram(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<TelegramBot> {
     let token = table.required_secret("token", &secret::TELEGRAM_TOKEN);
-    let updates =
-        table.optional("updates", &word(&[("webhook", Updates::Webhook), ("polling", Updates::Polling)], &[]));
+    let updates = table.optional("updates", &word(&[("webhook", Updates::Webhook), ("polling", Updates::Polling)]));
     let updates = updates.unwrap_or(Updates::Webhook);
     // A secret may stay in the file while a bot is polled; nothing comes that could have it.
     let is_secret_needed = updates == Updates::Webhook || table.value("webhook_secret").is_some();

@@ -136,17 +136,12 @@ pub(super) fn rate(range: RangeInclusive<u32>) -> Expected<Rate> {
     })
 }
 
-/// One of a closed set of words. `planned` are words that the documentation names and this version does not do yet.
-pub(super) fn word<T: Copy + 'static>(
-    words: &'static [(&'static str, T)],
-    planned: &'static [&'static str],
-) -> Expected<T> {
+/// One of a closed set of words.
+pub(super) fn word<T: Copy + 'static>(words: &'static [(&'static str, T)]) -> Expected<T> {
     let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
     Expected::text(format!("use {}", alternatives(&names)), move |text| {
         if let Some((_, value)) = words.iter().find(|(name, _)| *name == text) {
             Ok(*value)
-        } else if planned.contains(&text) {
-            Err(format!("{} is not available in this version", quoted(text)))
         } else {
             Err(format!("{} is not known", quoted(text)))
         }

@@ -41,7 +41,7 @@ pub(super) fn read(table: &Table<'_>, channel: Option<&BotChannel>) -> SendLimit
         return if is_official { platform } else { SendLimits::NONE };
     };
     if !value.is_table() {
-        return match value.read(&word(WORDS, &[])) {
+        return match value.read(&word(WORDS)) {
             Some(Chosen::Platform) => platform,
             Some(Chosen::None) | None => SendLimits::NONE,
         };

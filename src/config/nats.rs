@@ -68,7 +68,7 @@ fn server(table: &Table<'_>, managed: Option<bool>, data: Option<PathBuf>) -> Op
             None
         }
         (None, true) => {
-            let sync = sync.map_or(Some(Sync::Always), |sync| sync.read(&word(SYNCS, &[])));
+            let sync = sync.map_or(Some(Sync::Always), |sync| sync.read(&word(SYNCS)));
             Some(NatsServer::Managed { sync: sync?, data: data? })
         }
         (urls, false) => {

@@ -114,7 +114,7 @@ pub(super) fn read(table: &Table<'_>, registered: &[String], known: &Known<'_>) 
 }
 
 fn responder(table: &Table<'_>, known: &Known<'_>) -> Option<ResponderConfig> {
-    let kind = table.required("kind", &word(KINDS, &[]));
+    let kind = table.required("kind", &word(KINDS));
     let timeout = table.optional("timeout", &duration(TIMEOUT, "60s"));
     let max_concurrency = table.optional("max_concurrency", &whole(CONCURRENCY));
     let history = table.table("history");

@@ -110,11 +110,11 @@ pub(super) fn read(table: &Table<'_>, registered: &[String]) -> BTreeMap<String,
 }
 
 fn tool(table: &Table<'_>) -> Option<ToolConfig> {
-    let kind = table.required("kind", &word(KINDS, &[]));
+    let kind = table.required("kind", &word(KINDS));
     let timeout = table.optional("timeout", &duration(TIMEOUT, "30s"));
     let confirm = table.optional("confirm", &flag());
-    let effects = table.optional("effects", &word(EFFECTS, &[]));
-    let on_unknown = table.optional("on_unknown", &word(ON_UNKNOWN, &[]));
+    let effects = table.optional("effects", &word(EFFECTS));
+    let on_unknown = table.optional("on_unknown", &word(ON_UNKNOWN));
     let cancel_safe = table.optional("cancel_safe", &flag());
     let settings = match kind {
         Some(Kind::Http) => http(table).map(ToolKind::Http),

@@ -29,9 +29,6 @@ mod talk;
 
 pub use plan::{CALLS_MAX, REPEATS_MAX};
 
-const SEVERAL_PEOPLE: &str = "Not called: it needs the word of whoever asks for it, and several people wrote at once. Ask them to \
-     say it again, one at a time.";
-
 /// One `[responders.*]` table that names a model.
 #[derive(Debug)]
 pub struct Assistant {
@@ -104,10 +101,10 @@ impl Assistant {
                 // What a model says before it calls a tool is a paragraph of its own to those who watch.
                 context.deltas.send("\n\n");
             }
-            let several = are_several_people(request);
-            let plan = |call| match bounds.plan(call, &tools.toolbox, &offered) {
-                Plan::Confirm if several => Plan::Refuse(SEVERAL_PEOPLE.to_owned()),
-                plan => plan,
+            let obstacle = confirm::obstacle(request);
+            let plan = |call| match (bounds.plan(call, &tools.toolbox, &offered), obstacle) {
+                (Plan::Confirm, Some(sentence)) => Plan::Refuse(sentence.to_owned()),
+                (plan, _) => plan,
             };
             let plans: Vec<Plan> = answer.tool_calls.iter().map(plan).collect();
             let asked = confirm::questions(&answer, &plans, request);
@@ -229,13 +226,6 @@ impl From<ModelFailure> for TurnError {
             false => terminal(&failure.message),
         }
     }
-}
-
-/// Whether the turn's messages are of different people: then nobody can tell who is to agree to a call.
-fn are_several_people(request: &TurnRequest) -> bool {
-    let mut senders = request.messages.iter().map(|message| message.sender.as_ref().map(|sender| &sender.id));
-    let first = senders.next();
-    senders.any(|sender| Some(sender) != first)
 }
 
 /// Whether the step is a call of a tool in this round or a later one: those follow from the answer to this round's question.

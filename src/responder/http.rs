@@ -3,7 +3,7 @@
 //! ```text
 //! POST url
 //! Content-Type: application/json        Accept: application/json, text/event-stream
-//! Idempotency-Key: <turn_id>            the same in every attempt at the turn
+//! Idempotency-Key: <turn_id>            the same in every attempt at the turn, which is always of the same messages
 //! traceparent: 00-...                   of the call's span
 //! (headers and bearer_token of the configuration)
 //!
@@ -20,6 +20,8 @@
 //! of which only `replies` is needed, and not even that with `handoff`; a button's payload is its label unless it says
 //! otherwise. Or it answers with `text/event-stream`: any number of events `delta` with `{ "text": "..." }`, shown to those
 //! who watch and otherwise forgotten, then one event `reply` with that object. Other events are passed over.
+//!
+//! Under `burst = "interrupt"` a newer message ends the call, and what it was about comes again in another turn, under another key.
 //!
 //! Refuses to retry by itself: 429, 5xx, timeouts, broken connections, malformed answers and streams that end before `reply`
 //! are [`TurnError::Retryable`], after `Retry-After` where the answer has it; any other status is final. Invariants: no error,
@@ -143,6 +145,10 @@ impl Responder for HttpResponder {
             self.call(context, request).await
         })
         .await?
+    }
+
+    fn keeps_messages(&self) -> bool {
+        true
     }
 
     fn describe(&self) -> Value {

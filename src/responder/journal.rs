@@ -38,12 +38,18 @@ struct Inner {
     fault: OnceLock<Fault>,
     /// Whether a step was begun that may change something outside.
     has_effects: AtomicBool,
-    /// The messages of the turn, where others may join them; recorded before the first effect.
+    /// The messages of the turn, where others may join them; recorded before the first effect, and before anybody outside is
+    /// told of them.
     members: Option<Vec<String>>,
 }
 
-/// The step that names the messages of a turn.
+/// The step that names the messages of a turn: `done` while they are held to, `failed` once they may be others again.
 pub(crate) const MEMBERS_STEP: &str = "members";
+
+/// Whether a step may have changed something outside.
+pub(crate) fn is_effect(entry: &JournalEntry) -> bool {
+    entry.kind != StepKind::Model && entry.step != MEMBERS_STEP
+}
 
 /// Why a journal let its turn down. The turn is not to blame.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +131,36 @@ impl Journal {
         Ok(entries.iter().find(|entry| entry.step == step).cloned())
     }
 
+    /// Makes the turn one of its messages of now: run again after a crash, it will be of the same.
+    pub(crate) async fn hold_members(&self) -> Result<(), TurnError> {
+        let Some(members) = &self.inner.members else { return Ok(()) };
+        if self.find(MEMBERS_STEP).await?.is_some_and(|held| held.status == StepStatus::Done) {
+            return Ok(());
+        }
+        let now = Timestamp::now();
+        self.write(JournalEntry {
+            step: MEMBERS_STEP.to_owned(),
+            ordinal: 0,
+            kind: StepKind::Step,
+            status: StepStatus::Done,
+            request_hash: hash(b""),
+            request: None,
+            result: Some(members.clone().into()),
+            started_at: now,
+            ended_at: Some(now),
+        })
+        .await
+    }
+
+    /// The turn ends for one with other messages, too, before it has had an effect.
+    pub(crate) async fn release_members(&self) -> Result<(), TurnError> {
+        let is_held = |entry: &JournalEntry| entry.step == MEMBERS_STEP && entry.status == StepStatus::Done;
+        match self.any(is_held).await {
+            true => self.end(MEMBERS_STEP, StepStatus::Failed, None).await,
+            false => Ok(()),
+        }
+    }
+
     /// Announces a step. What it does may only happen after this.
     pub(crate) async fn begin(
         &self,
@@ -134,23 +170,7 @@ impl Journal {
         request: Option<Value>,
     ) -> Result<(), TurnError> {
         self.inner.has_effects.store(true, Ordering::Relaxed);
-        if let Some(members) = &self.inner.members
-            && self.find(MEMBERS_STEP).await?.is_none()
-        {
-            let now = Timestamp::now();
-            self.write(JournalEntry {
-                step: MEMBERS_STEP.to_owned(),
-                ordinal: 0,
-                kind: StepKind::Step,
-                status: StepStatus::Done,
-                request_hash: hash(b""),
-                request: None,
-                result: Some(members.clone().into()),
-                started_at: now,
-                ended_at: Some(now),
-            })
-            .await?;
-        }
+        self.hold_members().await?;
         let entry = JournalEntry {
             step: step.to_owned(),
             ordinal: 0,
@@ -217,7 +237,7 @@ impl Journal {
                 store.journal(self.inner.turn_id).await.map_err(|error| self.refused(&error))?
             }
         };
-        if read.iter().any(|entry| entry.kind != StepKind::Model) {
+        if read.iter().any(is_effect) {
             self.inner.has_effects.store(true, Ordering::Relaxed);
         }
         Ok(entries.insert(read))
@@ -282,9 +302,11 @@ pub(crate) fn hash(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// The longest pause before somebody who is away is asked again.
+pub(crate) const MAX_PAUSE: Duration = Duration::from_secs(2);
 
-fn patience() -> ExponentialBackoff {
+/// The pauses before somebody who is away, the database or NATS, is asked again.
+pub(crate) fn patience() -> ExponentialBackoff {
     ExponentialBackoffBuilder::new()
         .with_initial_interval(Duration::from_millis(20))
         .with_max_interval(MAX_PAUSE)

@@ -146,6 +146,10 @@ impl Responder for WorkflowResponder {
         self.lead(context, request, walk).await
     }
 
+    fn keeps_messages(&self) -> bool {
+        self.inner.keeps_messages()
+    }
+
     fn describe(&self) -> Value {
         let Workflow { name, version, .. } = &self.workflow;
         json!({ "workflow": name, "version": version, "responder": self.inner.describe() })

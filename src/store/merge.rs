@@ -146,6 +146,30 @@ pub(crate) fn merge_patch(target: &mut Map<String, Value>, patch: &Map<String, V
     }
 }
 
+/// Makes of a merge patch one that does what both do, one after the other, to a document that was `before`: removals stay
+/// removals, and what the first replaces as a whole keeps nothing of the document's when the second makes an object of it.
+pub(crate) fn join_patches(patch: &mut Map<String, Value>, then: &Map<String, Value>, before: &Map<String, Value>) {
+    for (name, change) in then {
+        let nothing = Map::new();
+        let known = before.get(name).and_then(Value::as_object).unwrap_or(&nothing);
+        match (patch.get_mut(name), change) {
+            (Some(Value::Object(first)), Value::Object(second)) => join_patches(first, second, known),
+            (Some(first), Value::Object(second)) => *first = Value::Object(in_place_of(known, second)),
+            _ => drop(patch.insert(name.clone(), change.clone())),
+        }
+    }
+}
+
+/// The patch that leaves nothing of the one object and makes the other of it.
+fn in_place_of(known: &Map<String, Value>, new: &Map<String, Value>) -> Map<String, Value> {
+    let gone = known.keys().map(|name| (name.clone(), Value::Null));
+    let values = new.iter().map(|(name, value)| match (known.get(name), value) {
+        (Some(Value::Object(known)), Value::Object(value)) => (name.clone(), Value::Object(in_place_of(known, value))),
+        _ => (name.clone(), value.clone()),
+    });
+    gone.chain(values).collect()
+}
+
 /// The beginning of the last thing said by either side, on one line; `None` when nothing was said.
 pub(super) fn snippet(messages: &[NewMessage]) -> Option<String> {
     let said = |message: &&NewMessage| matches!(message.role, Role::User | Role::Assistant);
@@ -205,6 +229,34 @@ mod tests {
             let (Value::Object(mut target), Value::Object(patch)) = (target, patch) else { unreachable!() };
             merge_patch(&mut target, &patch);
             assert_eq!(Value::Object(target), expected, "{patch:?}");
+        }
+    }
+
+    #[test]
+    fn joined_patches_do_what_each_does_after_the_other() {
+        let object = |value: Value| value.as_object().cloned().unwrap_or_default();
+        let documents = [json!({}), json!({ "a": 1 }), json!({ "a": { "b": 1, "c": { "d": 2 }, "e": 3 } })];
+        let patches = [
+            json!({ "a": { "b": 5 } }),
+            json!({ "a": { "c": { "d": null, "f": 6 } } }),
+            json!({ "a": null, "g": 7 }),
+            json!({ "a": "text" }),
+            json!({ "a": { "c": null } }),
+            json!({ "a": { "c": { "h": 8 }, "b": null } }),
+        ];
+        for document in &documents {
+            for (first, second) in patches.iter().flat_map(|first| patches.iter().map(move |second| (first, second))) {
+                let (document, first, second) =
+                    (object(document.clone()), object(first.clone()), object(second.clone()));
+                let mut one_by_one = document.clone();
+                merge_patch(&mut one_by_one, &first);
+                merge_patch(&mut one_by_one, &second);
+                let mut joined = first.clone();
+                join_patches(&mut joined, &second, &document);
+                let mut at_once = document.clone();
+                merge_patch(&mut at_once, &joined);
+                assert_eq!(at_once, one_by_one, "{document:?}, {first:?}, then {second:?}");
+            }
         }
     }
 

@@ -10,14 +10,16 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use uuid::Uuid;
 
-use super::decode;
+use super::verdict::decode;
 use crate::config::{self, Bot};
-use crate::message::{Amendment, Control, Envelope, Event, InboundMessage, SCHEMA_VERSION, TerminalState, Timestamp};
-use crate::responder::NewUserMessage;
+use crate::message::{
+    Amendment, Channel, Control, Envelope, Event, InboundMessage, SCHEMA_VERSION, TerminalState, Timestamp,
+};
 use crate::responder::journal::MEMBERS_STEP;
+use crate::responder::{NewUserMessage, Responder};
 use crate::scheduler::bursts::Label;
 use crate::scheduler::{Task, Verdict};
-use crate::store::{Committed, JournalEntry, MergedMessage, TurnTimings};
+use crate::store::{Committed, JournalEntry, MergedMessage, StepStatus, TurnTimings};
 use crate::stream::StreamMessage;
 
 #[cfg(test)]
@@ -98,8 +100,7 @@ impl<'a> Burst<'a> {
         for message in distinct(task) {
             earlier.push((message, envelope_of(message)?));
         }
-        let first_turn_id = first_turn_id(task)
-            .unwrap_or_else(|| earlier.first().map_or(envelope.turn_id, |(_, envelope)| envelope.turn_id));
+        let first_turn_id = first_turn_id(task).unwrap_or(envelope.turn_id);
         let mut burst = Self { task, envelope, earlier, deleted: Vec::new(), unmet: Vec::new(), first_turn_id };
         burst.amend();
         Ok(burst)
@@ -174,8 +175,14 @@ impl<'a> Burst<'a> {
         self.first_turn_id
     }
 
+    /// Whether after a crash what is asked of the responder can be another thing: because of other messages, or where that
+    /// matters because one was edited meanwhile, which nobody can do on the web.
+    pub(super) fn may_change(&self, bot: &Bot, responder: &dyn Responder) -> bool {
+        self.may_grow(bot) || (responder.keeps_messages() && self.envelope.key.channel != Channel::Web)
+    }
+
     /// Whether after a crash the turn of its first message can be one of other messages, too.
-    pub(super) fn may_grow(&self, bot: &Bot) -> bool {
+    fn may_grow(&self, bot: &Bot) -> bool {
         let is_of_album = self.said().any(|(_, message)| message.album_id.is_some());
         let policy = matches!(bot.burst, config::Burst::Collect | config::Burst::Interrupt);
         policy || is_of_album || self.task.all().nth(1).is_some()
@@ -186,14 +193,15 @@ impl<'a> Burst<'a> {
         self.task.all().map(|message| message.message_id.clone()).collect()
     }
 
-    /// The messages that an earlier attempt had before it did anything that has an effect: the journal is theirs, and no
-    /// other's. `None` when they are those of this attempt, or it did nothing.
+    /// The messages that an earlier attempt had before it did anything that has an effect, or told anybody: the journal is
+    /// theirs, and no other's. `None` when they are those of this attempt, or it did nothing.
     ///
     /// # Errors
     /// Waits for those that have not come yet. One that never comes is given up after a while: better than a conversation
     /// that stands still for ever.
     pub(super) fn held_to(&self, steps: &[JournalEntry]) -> Result<Option<Task>, Box<Verdict<Committed>>> {
-        let recorded = steps.iter().find(|step| step.step == MEMBERS_STEP).and_then(|step| step.result.clone());
+        let is_held = |step: &&JournalEntry| step.step == MEMBERS_STEP && step.status == StepStatus::Done;
+        let recorded = steps.iter().find(is_held).and_then(|step| step.result.clone());
         let Some(members) = recorded.and_then(|members| serde_json::from_value::<HashSet<String>>(members).ok()) else {
             return Ok(None);
         };
@@ -286,9 +294,9 @@ pub(super) fn timings(message: &StreamMessage, started_at: Timestamp) -> TurnTim
 }
 
 /// The turn of the first message as it lies in the stream, if that can be read; one that comes again behind may not be.
+/// Amendments have no part in it: they come and go.
 fn first_turn_id(task: &Task) -> Option<Uuid> {
-    let first = task.earlier().first()?;
-    decode(first).ok().map(|envelope| envelope.turn_id)
+    task.messages.iter().find_map(|message| decode(message).ok()).map(|envelope| envelope.turn_id)
 }
 
 /// The earlier messages and the amendments, without those that come again behind: the ledger has one row for both.

@@ -8,7 +8,8 @@ use serde_json::Map;
 use uuid::Uuid;
 
 use super::burst::{Burst, timings};
-use super::{Decided, Open, Settings};
+use super::decide::Decided;
+use super::{Open, Settings};
 use crate::channel;
 use crate::config::ReplyInFlight;
 use crate::message::{
@@ -33,7 +34,6 @@ pub(super) fn compose(
     commit.state = decided.state();
     commit.reason = decided.reason.map(str::to_owned);
     commit.responder = decided.responder;
-    commit.tokens = decided.tokens;
     commit.conversation_id = Some(loaded.conversation.id);
     commit.new_conversation.clone_from(&loaded.new);
     commit.timings.responder_us = u64::try_from(responder_time.as_micros()).unwrap_or(u64::MAX);
@@ -79,8 +79,7 @@ pub(super) fn compose(
     commit.handoff = decided.reply.handoff;
     commit.actions = decided.reply.actions;
     commit.suppress_if_taken = settings.bot.reply_in_flight == ReplyInFlight::Suppress && !decided.silent;
-    commit.journal = decided.record.is_some().then(|| burst.first_turn_id());
-    commit.record = decided.record;
+    decided.kept.keep_in(&mut commit, burst.first_turn_id());
     tracing::debug!(bot = settings.bot.name, state = %commit.state, "turn decided");
     commit
 }

@@ -113,7 +113,7 @@ impl Run {
         };
         if draft.has_more() && self.is_watched() {
             // Whoever is in a hurry sees it in the reply.
-            let _ = tokio::time::timeout(LAST_WORDS, self.show_new(draft)).await;
+            let _ = tokio::time::timeout(LAST_WORDS, Box::pin(self.show_new(draft))).await;
         }
         outcome
     }
@@ -122,7 +122,7 @@ impl Run {
         loop {
             draft.changed().await;
             if self.is_watched() {
-                self.show_new(draft).await;
+                Box::pin(self.show_new(draft)).await;
             }
             tokio::time::sleep(Duration::from_secs(1) / PIECES_PER_SECOND).await;
         }

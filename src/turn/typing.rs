@@ -52,10 +52,11 @@ impl Typing {
         }
     }
 
+    /// What takes kilobytes only while it is done is on the heap for that long: so many turns are between two calls.
     async fn show(&self, bot: &Bot, key: &ConversationKey) -> Infallible {
         tokio::time::sleep(BEGIN_AFTER).await;
         let Some(typing) = channel::typing(bot, &key.peer) else { return std::future::pending().await };
-        if let Some(due) = self.due.get(key).await {
+        if let Some(due) = Box::pin(self.due.get(key)).await {
             tokio::time::sleep_until(due).await;
         }
         if let Some(seen) = channel::seen(bot, &key.peer) {
@@ -64,8 +65,8 @@ impl Typing {
         }
         loop {
             let again_at = Instant::now() + typing.again_after;
-            self.due.insert(key.clone(), again_at).await;
-            let called = self.platforms.call(bot, &typing.call, CALL_TIMEOUT).await;
+            Box::pin(self.due.insert(key.clone(), again_at)).await;
+            let called = Box::pin(self.platforms.call(bot, &typing.call, CALL_TIMEOUT)).await;
             metric::typing(bot.channel(), called.status);
             let wait = match called.answer {
                 Answer::Sent { .. } => Duration::ZERO,

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::extract::{Path, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use axum::{Json, Router};
 use serde_json::{Value, json};
@@ -43,16 +43,28 @@ impl Seen {
 /// Where the stand-in stops answering.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Point {
-    Asked { results: usize },
-    Called { tool: &'static str },
+    Asked {
+        results: usize,
+    },
+    /// The same, about this alone.
+    AskedAbout {
+        user: &'static str,
+        results: usize,
+    },
+    Called {
+        tool: &'static str,
+    },
 }
 
 impl Point {
     pub(crate) fn is(&self, seen: &Seen) -> bool {
         match (self, seen) {
             (Self::Asked { results: at }, Seen::Asked { results, .. }) => at == results,
+            (Self::AskedAbout { user: about, results: at }, Seen::Asked { user, results }) => {
+                about == user && at == results
+            }
             (Self::Called { tool }, seen) => seen.is_call_of(tool),
-            (Self::Asked { .. }, Seen::Called { .. }) => false,
+            (Self::Asked { .. } | Self::AskedAbout { .. }, Seen::Called { .. }) => false,
         }
     }
 }
@@ -67,9 +79,11 @@ struct Stage {
     /// The tools that the model calls in each round.
     rounds: Vec<Vec<&'static str>>,
     log: watch::Sender<Vec<Seen>>,
-    held: watch::Sender<Option<Point>>,
+    held: watch::Sender<Vec<Point>>,
     /// What the next calls of a tool are answered with instead of 200.
     refusals: Mutex<Vec<u16>>,
+    /// Where the model refuses for good.
+    failing: Mutex<Option<Point>>,
 }
 
 impl Brain {
@@ -79,6 +93,7 @@ impl Brain {
             log: watch::Sender::default(),
             held: watch::Sender::default(),
             refusals: Mutex::default(),
+            failing: Mutex::default(),
         });
         let router = Router::new()
             .route("/v1/chat/completions", post(complete))
@@ -103,11 +118,22 @@ impl Brain {
 
     /// From now on there is no answer at this point.
     pub(crate) fn hold(&self, point: Point) {
-        self.stage.held.send_replace(Some(point));
+        self.stage.held.send_modify(|held| held.push(point));
     }
 
+    /// There is an answer everywhere again.
     pub(crate) fn release(&self) {
-        self.stage.held.send_replace(None);
+        self.stage.held.send_modify(Vec::clear);
+    }
+
+    /// The same but for this point.
+    pub(crate) fn release_but(&self, point: Point) {
+        self.stage.held.send_replace(vec![point]);
+    }
+
+    /// From now on the model answers 400 at this point.
+    pub(crate) fn fail_at(&self, point: Point) {
+        *self.stage.failing.lock().unwrap() = Some(point);
     }
 
     /// The next call of a tool is answered with this status.
@@ -141,11 +167,11 @@ impl Stage {
     async fn note(&self, seen: Seen) {
         self.log.send_modify(|log| log.push(seen.clone()));
         let mut held = self.held.subscribe();
-        held.wait_for(|held| !held.as_ref().is_some_and(|point| point.is(&seen))).await.unwrap();
+        held.wait_for(|held| !held.iter().any(|point| point.is(&seen))).await.unwrap();
     }
 }
 
-async fn complete(State(stage): State<Arc<Stage>>, Json(request): Json<Value>) -> Json<Value> {
+async fn complete(State(stage): State<Arc<Stage>>, Json(request): Json<Value>) -> (StatusCode, Json<Value>) {
     let messages = request["messages"].as_array().unwrap();
     let last_user = messages.iter().rposition(|message| message["role"] == "user").unwrap();
     let results: Vec<String> = messages[last_user..]
@@ -154,15 +180,27 @@ async fn complete(State(stage): State<Arc<Stage>>, Json(request): Json<Value>) -
         .map(|message| message["content"].as_str().unwrap().to_owned())
         .collect();
     let user = messages[last_user]["content"].as_str().unwrap().to_owned();
-    stage.note(Seen::Asked { user: user.clone(), results: results.len() }).await;
+    let seen = Seen::Asked { user: user.clone(), results: results.len() };
+    stage.note(seen.clone()).await;
+    if stage.failing.lock().unwrap().as_ref().is_some_and(|point| point.is(&seen)) {
+        return (
+            StatusCode::BAD_REQUEST,
+            Json(json!({ "error": { "message": "no", "type": "invalid_request_error" } })),
+        );
+    }
+    (StatusCode::OK, Json(completion(&answer(&stage, &user, &results))))
+}
+
+/// What the model says next.
+fn answer(stage: &Stage, user: &str, results: &[String]) -> Value {
     let mut before = 0;
     for round in &stage.rounds {
         if results.len() == before {
-            return Json(completion(&calls(round, before, &user)));
+            return calls(round, before, user);
         }
         before += round.len();
     }
-    Json(completion(&json!({ "role": "assistant", "content": format!("{user}: {}", results.join(", ")) })))
+    json!({ "role": "assistant", "content": format!("{user}: {}", results.join(", ")) })
 }
 
 fn calls(round: &[&str], before: usize, user: &str) -> Value {
@@ -195,9 +233,9 @@ async fn tool(
     Path(name): Path<String>,
     headers: HeaderMap,
     Json(arguments): Json<Value>,
-) -> (axum::http::StatusCode, Json<Value>) {
+) -> (StatusCode, Json<Value>) {
     let key = headers["idempotency-key"].to_str().unwrap().to_owned();
     stage.note(Seen::Called { tool: name.clone(), key, arguments }).await;
     let status = stage.refusals.lock().unwrap().pop().unwrap_or(200);
-    (axum::http::StatusCode::from_u16(status).unwrap(), Json(json!(format!("{name} done"))))
+    (StatusCode::from_u16(status).unwrap(), Json(json!(format!("{name} done"))))
 }

@@ -131,6 +131,26 @@ impl Ledger {
         (number(&mut row, 0), number(&mut row, 1))
     }
 
+    /// What is kept of turns that are done, in stream order.
+    pub(crate) async fn records(&self) -> Vec<String> {
+        let rows = self
+            .rows("SELECT CAST(r.record AS TEXT) FROM turn_records r JOIN turns t ON t.id = r.turn_id ORDER BY t.sequence")
+            .await;
+        rows.into_iter().map(|mut row| text(&mut row, 0)).collect()
+    }
+
+    /// What became of the tool calls that a person was asked about, in their order.
+    pub(crate) async fn actions(&self) -> Vec<String> {
+        let rows = self.rows("SELECT status FROM pending_actions ORDER BY created_at, id").await;
+        rows.into_iter().map(|mut row| text(&mut row, 0)).collect()
+    }
+
+    /// Why turns ended as they did, where the ledger says so.
+    pub(crate) async fn reasons(&self) -> Vec<String> {
+        let rows = self.rows("SELECT reason FROM turns WHERE reason IS NOT NULL ORDER BY sequence").await;
+        rows.into_iter().map(|mut row| text(&mut row, 0)).collect()
+    }
+
     pub(crate) async fn conversation_count(&self) -> usize {
         let mut rows = self.rows("SELECT CAST(COUNT(*) AS TEXT) FROM conversations").await;
         number(&mut rows[0], 0)

@@ -25,7 +25,9 @@ pub(crate) mod process;
 pub(crate) mod receiver;
 pub(crate) mod responder;
 pub(crate) mod scenario;
+pub(crate) mod tamper;
 pub(crate) mod telegram;
+pub(crate) mod world;
 
 /// How long a test waits for one thing to happen: far more than it takes on a loaded machine with two cores, far less
 /// than a person would wait for a hung test.

@@ -199,6 +199,13 @@ impl Turnwise {
         self.child.take().expect("turnwise runs").kill().await.unwrap();
     }
 
+    /// Changes the configuration of a process that has ended, for the next one.
+    pub(crate) fn reconfigure(&mut self, adjust: impl FnOnce(&mut Configuration)) {
+        assert!(self.child.is_none(), "turnwise runs");
+        adjust(&mut self.configuration);
+        std::fs::write(self.configuration_file(), self.configuration.to_toml()).unwrap();
+    }
+
     /// The same configuration again; returns once it is ready.
     pub(crate) async fn start_again(&mut self) {
         assert!(self.child.is_none(), "turnwise runs already");

@@ -8,15 +8,17 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use reqwest::StatusCode;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::eventually;
 use super::ledger::{Ledger, Message};
 use super::nats::NatsServer;
 use super::postgres::PostgresCluster;
-use super::process::{Configuration, Turnwise};
+use super::process::{CONSOLE_TOKEN, Configuration, Turnwise};
 use super::responder::{self, Behaviour, Model};
 use super::telegram::Telegram;
+use super::{eventually, http_client};
 
 /// The Telegram bot of the deployment.
 pub(crate) const BOT: &str = "support";
@@ -36,6 +38,7 @@ pub(crate) struct Deployment {
     pub(crate) ledger: Ledger,
     pub(crate) nats: NatsServer,
     pub(crate) postgres: Option<PostgresCluster>,
+    database_url: String,
     _directory: TempDir,
 }
 
@@ -68,7 +71,22 @@ impl Deployment {
         adjust(&mut configuration);
         let turnwise = Turnwise::spawn_as(configuration, roles).await;
         let ledger = Ledger::open(&database_url);
-        Self { turnwise, telegram, model, ledger, nats, postgres, _directory: directory }
+        Self { turnwise, telegram, model, ledger, nats, postgres, database_url, _directory: directory }
+    }
+
+    pub(crate) fn database_url(&self) -> &str {
+        &self.database_url
+    }
+
+    /// A person gives the newest conversation this status, and herself to it.
+    pub(crate) async fn patch_status(&self, status: &str) {
+        let (client, url) = (http_client(), self.turnwise.url("/v1/conversations"));
+        let found = client.get(format!("{url}?limit=1")).bearer_auth(CONSOLE_TOKEN).send().await.unwrap();
+        let found: Value = found.json().await.unwrap();
+        let id = found["conversations"][0]["id"].as_str().unwrap_or_else(|| panic!("a conversation in {found}"));
+        let patch = client.patch(format!("{url}/{id}")).bearer_auth(CONSOLE_TOKEN);
+        let patched = patch.json(&json!({ "status": status, "assignee": "carol" })).send().await.unwrap();
+        assert_eq!(patched.status(), StatusCode::OK);
     }
 
     /// Returns when the ledger holds a terminal state for so many messages and nothing is on its way out any more.

@@ -258,7 +258,7 @@ impl Telegram {
         let message = json!({
             "message_id": under.message_id,
             "date": 1_800_000_000,
-            "chat": { "id": under.chat, "type": "private", "first_name": "Ann" },
+            "chat": { "id": under.chat, "type": if under.chat < 0 { "supergroup" } else { "private" } },
             "reply_markup": { "inline_keyboard": keyboard },
         });
         let from = json!({ "id": person, "is_bot": false, "first_name": "Ann" });

@@ -55,13 +55,16 @@ pub(super) fn attachments(message: &Object<'_>) -> Vec<Attachment> {
 
 /// Who wrote it: the person, or the chat for which a stand-in account spoke.
 pub(super) fn sender(message: &Object<'_>) -> Option<Sender> {
-    let from = message.object("sender_chat").or_else(|| message.object("from"))?;
+    let chat = message.object("sender_chat");
+    let is_chat = chat.is_some();
+    let from = chat.or_else(|| message.object("from"))?;
     let title = from.text("title").or_else(|| full_name(&from));
     Some(Sender {
         id: from.id("id")?,
         name: title,
         username: from.text("username"),
         language: from.text("language_code"),
+        is_chat,
     })
 }
 

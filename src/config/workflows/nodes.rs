@@ -84,7 +84,7 @@ pub(super) fn read<'t>(table: &Table<'t>, links: &mut Links<'t>) -> BTreeMap<Str
 }
 
 fn node<'t>(name: &'t str, table: &Table<'t>, links: &mut Links<'t>) -> Option<Node> {
-    let kind = table.required("kind", &word(KINDS, &[]));
+    let kind = table.required("kind", &word(KINDS));
     let node = match kind {
         Some(Kind::Respond) => respond(name, table, links),
         Some(Kind::Ask) => ask(name, table, links).map(Node::Ask),

@@ -47,6 +47,11 @@ const APPROVED_ALREADY: &str = "This was confirmed already.";
 const REJECTED_ALREADY: &str = "This was declined already.";
 const REJECTED: &str = "Not called: the user declined it.";
 
+const SEVERAL_PEOPLE: &str = "Not called: it needs the word of whoever asks for it, and several people wrote at once. Ask them to \
+     say it again, one at a time.";
+const ANONYMOUS: &str = "Not called: it needs the word of whoever asks for it, and this was written in the name of a chat, so that \
+     nobody could be recognised who agrees. Ask them to say it again under their own name.";
+
 /// What the turn's messages mean for the actions that wait in the conversation.
 pub(super) enum Decided {
     /// The turn is about something else.
@@ -150,6 +155,17 @@ impl Confirmations<'_> {
 
 const fn spent(text: &'static str) -> Decided {
     Decided::Notice { text, spent: true }
+}
+
+/// Why nobody can be asked about a call that this turn asks for, as a sentence for the model: there has to be one person who asks
+/// and who will be known again.
+pub(super) fn obstacle(request: &TurnRequest) -> Option<&'static str> {
+    let mut senders = request.messages.iter().map(|message| message.sender.as_ref());
+    let first = senders.next().flatten();
+    if senders.any(|sender| sender.map(|sender| &sender.id) != first.map(|sender| &sender.id)) {
+        return Some(SEVERAL_PEOPLE);
+    }
+    first.filter(|sender| sender.is_chat).map(|_| ANONYMOUS)
 }
 
 /// The questions about the calls that need one, and the actions that wait for the answers; `None` when no call needs one.

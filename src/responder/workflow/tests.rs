@@ -12,6 +12,7 @@ use crate::config::{
     Accepts, Ask, Check, Condition, Node, Pattern, Rule, Say, Scalar, Subject, Test as Operator, Workflow,
 };
 use crate::message::{Button, ReplyMessage};
+use crate::store::merge_patch;
 use crate::template::Template;
 
 /// Some nodes are missing from most graphs: their names lead nowhere.
@@ -126,7 +127,12 @@ struct Message {
 }
 
 fn message() -> impl Strategy<Value = Message> {
-    let patch = prop::sample::select(vec![json!({ "a": 5 }), json!({ "b": { "c": "x" }, "a": null }), json!({})]);
+    let patch = prop::sample::select(vec![
+        json!({ "a": 5 }),
+        json!({ "b": { "c": "x" }, "a": null }),
+        json!({ "a": { "d": 1 } }),
+        json!({}),
+    ]);
     let patch = prop::option::of(patch.prop_map(|patch| patch.as_object().cloned().unwrap_or_default()));
     ("[a-c0-9 ]{0,3}", prop::option::of("[a-c]"), patch, any::<bool>())
         .prop_map(|(text, payload, patch, waits)| Message { text, payload, patch, waits })
@@ -154,6 +160,9 @@ fn turn(
         }
     };
     let (place, changes) = (walk.place(), walk.changes().clone());
+    let mut changed = metadata.clone();
+    merge_patch(&mut changed, &changes);
+    assert_eq!(&changed, walk.metadata(), "the changes are those that the graph has seen");
     (stop, place, asked, changes, walk.into_said())
 }
 
@@ -175,7 +184,7 @@ proptest! {
             prop_assert!(asked <= 1, "the responder was asked {} times", asked);
             prop_assert!(said.len() <= HOPS_MAX + 1);
             prop_assert!(!changes.contains_key(STATE_KEY));
-            metadata.extend(changes);
+            merge_patch(&mut metadata, &changes);
             match stop {
                 Stop::Waits => {
                     prop_assert!((place.workflow.as_str(), place.version) == ("w", workflow.version));

@@ -14,7 +14,7 @@ use super::STATE_KEY;
 use super::condition::{holds, is_same_word};
 use crate::config::{Accepts, Ask, Check, Node, Say, Workflow};
 use crate::message::ReplyMessage;
-use crate::store::merge_patch;
+use crate::store::{join_patches, merge_patch};
 use crate::template::{Template, Values};
 
 /// The most nodes that one turn comes to.
@@ -60,7 +60,9 @@ pub(super) enum Stop {
 pub(super) struct Walk<'a> {
     workflow: &'a Workflow,
     input: Input<'a>,
-    /// The conversation's, with the changes.
+    /// The conversation's, before the turn.
+    before: &'a Map<String, Value>,
+    /// The same with the changes.
     metadata: Map<String, Value>,
     changes: Map<String, Value>,
     said: Vec<ReplyMessage>,
@@ -76,7 +78,7 @@ pub(super) struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     /// At the conversation's place, or where it goes when it has none that this workflow knows.
-    pub(super) fn begin(workflow: &'a Workflow, metadata: &Map<String, Value>, input: Input<'a>) -> Self {
+    pub(super) fn begin(workflow: &'a Workflow, metadata: &'a Map<String, Value>, input: Input<'a>) -> Self {
         let (node, asked) = match metadata.get(STATE_KEY).filter(|state| !state.is_null()) {
             None => (workflow.start.as_str(), 0),
             Some(state) => {
@@ -92,6 +94,7 @@ impl<'a> Walk<'a> {
         Self {
             workflow,
             input,
+            before: metadata,
             metadata: metadata.clone(),
             changes: Map::new(),
             said: Vec::new(),
@@ -152,10 +155,7 @@ impl<'a> Walk<'a> {
     /// Takes the responder's answer up and leaves its node, unless the responder itself `waits` for the next message.
     pub(super) fn answered(&mut self, said: Vec<ReplyMessage>, patch: Option<Map<String, Value>>, waits: bool) {
         self.said.extend(said);
-        for (key, change) in patch.into_iter().flatten().filter(|(key, _)| key != STATE_KEY) {
-            merge_patch(&mut self.metadata, &Map::from_iter([(key.clone(), change.clone())]));
-            self.changes.insert(key, change);
-        }
+        self.change(&patch.into_iter().flatten().filter(|(key, _)| key != STATE_KEY).collect());
         let workflow = self.workflow;
         if let (Some(Node::Respond { next, .. }), false) = (workflow.nodes.get(self.node), waits) {
             self.go_on_with(next);
@@ -203,8 +203,7 @@ impl<'a> Walk<'a> {
             return None;
         }
         if let Some(answer) = answer(ask, self.input) {
-            self.metadata.insert(ask.save_as.clone(), Value::from(answer.clone()));
-            self.changes.insert(ask.save_as.clone(), Value::from(answer));
+            self.change(&Map::from_iter([(ask.save_as.clone(), Value::from(answer))]));
             return Some(&ask.next);
         }
         match &ask.check {
@@ -215,6 +214,11 @@ impl<'a> Walk<'a> {
                 None
             }
         }
+    }
+
+    fn change(&mut self, patch: &Map<String, Value>) {
+        merge_patch(&mut self.metadata, patch);
+        join_patches(&mut self.changes, patch, self.before);
     }
 
     fn put(&mut self, ask: &Ask, text: &Template) {

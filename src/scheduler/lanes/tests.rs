@@ -6,6 +6,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::Burst;
+use crate::scheduler::bursts::INTERRUPTIONS_MAX;
 use crate::scheduler::bursts::TURN_MESSAGES_MAX;
 
 /// What may happen to the lanes; numbers choose among what is possible at that moment.

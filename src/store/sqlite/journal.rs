@@ -58,18 +58,13 @@ impl Sqlite {
         conversation_id: Uuid,
         turn_id: Uuid,
     ) -> Result<Vec<Action>, StoreError> {
-        const LIST: &str = concat!(
+        const OPEN: &str = concat!(
             "SELECT ",
             action_columns!(),
             " FROM pending_actions WHERE conversation_id = $1 AND (status = 'pending' OR decided_turn_id = $2) \
              ORDER BY created_at, id LIMIT 1000"
         );
-        let found = sqlx::query(LIST)
-            .bind(conversation_id.hyphenated())
-            .bind(turn_id.hyphenated())
-            .fetch_all(&self.readers)
-            .await;
-        found.map_err(refused("list actions"))?.iter().map(rows::action).collect()
+        self.actions(OPEN, conversation_id, turn_id).await
     }
 
     pub(in crate::store) async fn actions_of_turn(
@@ -77,17 +72,26 @@ impl Sqlite {
         conversation_id: Uuid,
         turn_id: Uuid,
     ) -> Result<Vec<Action>, StoreError> {
-        const LIST: &str = concat!(
+        const OF_TURN: &str = concat!(
             "SELECT ",
             action_columns!(),
             " FROM pending_actions WHERE conversation_id = $1 AND turn_id = $2 ORDER BY created_at, id LIMIT 1000"
         );
-        let found = sqlx::query(LIST)
+        self.actions(OF_TURN, conversation_id, turn_id).await
+    }
+
+    async fn actions(
+        &self,
+        statement: &'static str,
+        conversation_id: Uuid,
+        turn_id: Uuid,
+    ) -> Result<Vec<Action>, StoreError> {
+        let found = sqlx::query(statement)
             .bind(conversation_id.hyphenated())
             .bind(turn_id.hyphenated())
             .fetch_all(&self.readers)
             .await;
-        found.map_err(refused("list a turn's actions"))?.iter().map(rows::action).collect()
+        found.map_err(refused("list actions"))?.iter().map(rows::action).collect()
     }
 
     pub(in crate::store) async fn decide_action(

@@ -14,7 +14,8 @@ use crate::responder::Reply;
 use crate::responder::history::Budget;
 use crate::store::Ownership;
 use crate::turn::compose::{compose, new_conversation, unsaved};
-use crate::turn::{Decided, Open, Settings};
+use crate::turn::decide::Decided;
+use crate::turn::{Open, Settings};
 
 #[test]
 fn steps_are_journaled_under_the_first_message_also_when_it_comes_twice() {
@@ -28,6 +29,10 @@ fn steps_are_journaled_under_the_first_message_also_when_it_comes_twice() {
     check(&[("a", 1), ("b", 2)], 1);
     check(&[("a", 1), ("a", 2)], 1);
     check(&[("a", 1), ("b", 2), ("a", 3), ("c", 4)], 1);
+
+    let mut amended = task(vec![message("a", &envelope(1, &Value::Null))]);
+    amended.amendments = vec![Arc::new(message("edit", &envelope(2, &Value::Null)))];
+    assert_eq!(Burst::read(&amended).ok().map(|burst| burst.first_turn_id()), Some(Uuid::from_u128(1)));
 
     let mut unreadable = message("a", &envelope(1, &Value::Null));
     unreadable.payload = "{".into();

@@ -1,0 +1,120 @@
+//! The end of messages that are given up: the ledger first, then the dead-letter stream.
+//!
+//! Refuses to judge whether to give up. Invariants: all that were tried together end together, with one notice to the user; what
+//! their tools did stays known; nothing that the database cannot give back keeps the lane from going on.
+
+use backoff::backoff::Backoff as _;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::Turns;
+use super::burst::Burst;
+use super::compose::{frame, parts};
+use super::record::TurnRecord;
+use super::verdict::{Step, away};
+use crate::message::{Channel, ConversationKey, ConversationStatus, Peer, ReplyMessage, TerminalState};
+use crate::responder::journal::{MAX_PAUSE, patience};
+use crate::scheduler::{Failure, Task};
+use crate::store::{Committed, StoreError, TurnCommit};
+use crate::stream::{DeadLetter, StreamMessage};
+use crate::telemetry::{chain, metric};
+
+impl Turns {
+    /// Makes the end of given-up messages durable: the ledger first, then the dead-letter stream. All that were tried
+    /// together end together, with one notice.
+    pub(super) async fn bury(&self, task: &Task, failure: &Failure) -> Step<Vec<Committed>> {
+        let burst = Burst::read(task).ok();
+        let envelope = burst.as_ref().map(|burst| &burst.envelope);
+        let key = envelope.map(|envelope| envelope.key.clone());
+        let key = match key.map_or_else(|| task.message().lane.parse(), Ok) {
+            Ok(key) => key,
+            Err(_) => ConversationKey { channel: Channel::Web, bot: "unknown".into(), peer: Peer::Bot },
+        };
+        let received_at = envelope.map_or(task.message().published_at, |envelope| envelope.received_at);
+        let turn_id = self.free_turn_id(envelope.map(|envelope| envelope.turn_id)).await?;
+        let why = format!("{}: {}", failure.reason, failure.error);
+        let mut merged = burst.as_ref().map(|burst| burst.given_up(&why)).unwrap_or_default();
+        for message in &mut merged {
+            message.turn_id = self.free_turn_id(Some(message.turn_id)).await?;
+        }
+        let mut commit = TurnCommit {
+            state: TerminalState::DeadLettered,
+            reason: Some(why),
+            merged,
+            ..frame(task, key.clone(), turn_id, received_at)
+        };
+        // What its tools did stays known, though nothing of it is in the history.
+        let journal = burst.as_ref().map_or(turn_id, Burst::first_turn_id);
+        let steps = match self.store.journal(journal).await {
+            // What cannot be read cannot be kept either, and stays where it is; the lane must go on.
+            Err(error) if !error.is_transient() => {
+                tracing::warn!(turn_id = %journal, error = %chain(&error), "the steps of a turn that is given up cannot be read");
+                Vec::new()
+            }
+            steps => steps.map_err(|error| away(&error))?,
+        };
+        let bot = self.bots.get(&*key.bot).map(|settings| &settings.bot);
+        TurnRecord::of(&steps, || Value::Null, bot).keep_in(&mut commit, journal);
+        if let Some(text) = self.notice(&key, failure) {
+            let row = self.store.load_turn(&key, &task.message().message_id).await.map_err(|error| away(&error))?;
+            // Who has taken the conversation over speaks for the bot.
+            if row.conversation.as_ref().is_none_or(|conversation| conversation.status == ConversationStatus::Bot) {
+                let conversation = row.conversation.map(|conversation| conversation.id);
+                commit.deliveries = parts(&commit, conversation, Uuid::now_v7(), &ReplyMessage::text(text));
+            }
+        }
+        let receipts = self.commit(task, commit, None).await?;
+        // When the last attempt failed after its commit, the messages are answered, and no dead letters.
+        for receipt in receipts.iter().filter(|receipt| receipt.state() == TerminalState::DeadLettered) {
+            for message in task.all().filter(|message| message.message_id == receipt.dedupe_id()) {
+                let buried = self.bury_letter(message, failure.reason, &failure.error, task.attempt).await;
+                buried.map_err(|error| away(&error))?;
+                metric::dead_letter(failure.reason);
+            }
+        }
+        Ok(receipts)
+    }
+
+    /// The id of a ledger row: a new one when the message is unreadable, or its id that of another message's row, as of one
+    /// put on the stream again by hand.
+    async fn free_turn_id(&self, wanted: Option<Uuid>) -> Step<Uuid> {
+        match wanted {
+            Some(id) if self.store.turn(id).await.map_err(|error| away(&error))?.is_none() => Ok(id),
+            _ => Ok(Uuid::now_v7()),
+        }
+    }
+
+    /// What the user of a given-up message reads; nothing when the bot has no failure reply.
+    fn notice(&self, key: &ConversationKey, failure: &Failure) -> Option<String> {
+        let settings = self.bots.get(&*key.bot).filter(|_| key.peer != Peer::Bot)?;
+        failure.user_message.clone().or_else(|| settings.bot.failure_reply.clone())
+    }
+
+    /// A crash may have come between the ledger and the dead-letter stream; publishing again is deduped by the stream, as long
+    /// as its window lasts, and by what people have done to the dead letter since.
+    pub(super) async fn bury_again(&self, message: &StreamMessage, committed: &Committed) -> Result<(), StoreError> {
+        if self.store.is_dead_letter_ended(&message.message_id).await? {
+            return Ok(());
+        }
+        let Some(turn) = self.store.turn(committed.turn_id()).await? else { return Ok(()) };
+        let reason = turn.reason.unwrap_or_default();
+        let (word, error) = reason.split_once(": ").unwrap_or(("unknown", &reason));
+        self.bury_letter(message, word, error, turn.attempts).await
+    }
+
+    async fn bury_letter(
+        &self,
+        message: &StreamMessage,
+        reason: &str,
+        error: &str,
+        attempts: u32,
+    ) -> Result<(), StoreError> {
+        let letter = DeadLetter { message, partition: message.partition, reason, error, attempts };
+        let mut pause = patience();
+        while let Err(error) = self.publisher.dead(&letter).await {
+            tracing::warn!(error = %chain(&error), "dead letter not on the stream yet, trying again");
+            tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE)).await;
+        }
+        Ok(())
+    }
+}
