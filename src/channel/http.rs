@@ -91,7 +91,7 @@ fn sender(user: &Object<'_>) -> Option<Sender> {
         name: user.text("name"),
         username: user.text("username"),
         language: user.text("language"),
-        is_chat: false,
+        ..Sender::default()
     })
 }
 
