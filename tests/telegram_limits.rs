@@ -31,8 +31,8 @@ const LIMITS: RateLimits = RateLimits {
 const CONFIGURED: &str = r#"{ bot = { messages = 960, per = "4s" }, chat = { messages = 60, per = "7500ms", burst = 3 }, group = { messages = 20, per = "7500ms", burst = 5 } }"#;
 
 /// Replies of one turn, and turns of a person and of a group.
-const REPLIES: usize = 10;
-const PERSONS_TURNS: u32 = 4;
+const REPLIES: usize = 5;
+const PERSONS_TURNS: u32 = 9;
 const GROUPS_TURNS: u32 = 10;
 
 const TOTAL: usize = REPLIES * (200 * PERSONS_TURNS as usize + 20 * GROUPS_TURNS as usize);
