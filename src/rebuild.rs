@@ -26,7 +26,8 @@ mod derive;
 /// What the streams do not hold, for people.
 pub const NOT_REBUILT: &str = "what is older than the streams (nats.max_age); what came by PATCH or import; status and assignee; \
      metadata and workflow positions written by bots; tool calls and their results; actions waiting for a yes; API idempotency \
-     keys; whether a reply arrived (every delivery is `uncertain`); edits of messages that waited";
+     keys; whether a reply arrived (every delivery is `uncertain`); edits of messages that waited; where chats have moved, which \
+     cannot be reached, and reactions";
 
 /// Partitions read and written at once.
 const PARTITIONS_AT_ONCE: usize = 8;

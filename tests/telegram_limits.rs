@@ -31,9 +31,9 @@ const LIMITS: RateLimits = RateLimits {
 const CONFIGURED: &str = r#"{ bot = { messages = 960, per = "4s" }, chat = { messages = 60, per = "7500ms", burst = 3 }, group = { messages = 20, per = "7500ms", burst = 5 } }"#;
 
 /// Replies of one turn, and turns of a person and of a group.
-const REPLIES: usize = 10;
-const PERSONS_TURNS: u32 = 4;
-const GROUPS_TURNS: u32 = 10;
+const REPLIES: usize = 4;
+const PERSONS_TURNS: u32 = 12;
+const GROUPS_TURNS: u32 = 5;
 
 const TOTAL: usize = REPLIES * (200 * PERSONS_TURNS as usize + 20 * GROUPS_TURNS as usize);
 
@@ -72,7 +72,7 @@ async fn ten_thousand_replies_leave_at_the_pace_that_telegram_allows() {
     let people = (1_001..1_201).map(|chat| (chat, PERSONS_TURNS));
     let groups = (1..=20).map(|group| (-group, GROUPS_TURNS));
     let loads: Vec<(i64, u32)> = people.chain(groups).collect();
-    for n in 1..=GROUPS_TURNS {
+    for n in 1..=PERSONS_TURNS {
         for (chat, _) in loads.iter().filter(|(_, turns)| n <= *turns) {
             telegram.send(*chat, &message(*chat, n));
         }

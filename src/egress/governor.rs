@@ -26,11 +26,6 @@ mod meter;
 /// what is not known of the time that they are on their way.
 const MARGIN_PERCENT: u32 = 103;
 
-/// Who was held up by its own chat's limit goes before those who wait for the bot's, because it cannot make up for more time
-/// lost: a group would leave behind when everybody else is done. Of two calls one at least keeps to the order; so many who go
-/// ahead are saved up.
-const AHEAD_MAX: u32 = 64;
-
 /// After so many answers, the fastest one tells how long a call takes at least.
 const ANSWERS_NEEDED: u32 = 16;
 
@@ -84,8 +79,6 @@ struct Account {
     share: Option<Share>,
     /// Up to when the bot's calls are handed out, in the sense of [`pace`].
     handed_out: Option<Instant>,
-    /// How many may go ahead of their order now.
-    ahead: u32,
     calls: Window,
     answers: u32,
     /// The least time from a permission to its answer.
@@ -117,8 +110,6 @@ impl Share {
 #[derive(Debug)]
 struct Waiting {
     since: Instant,
-    /// Its chat was not free when it asked last.
-    is_held_by_chat: bool,
     /// Its place among the bot's calls, once the chat itself was free.
     place: Option<Instant>,
 }
@@ -167,7 +158,7 @@ impl Governor {
     pub fn refused(&mut self, bot: &str, peer: &Peer, lane: &Arc<str>, scope: Scope, delay: Duration, now: Instant) {
         let Some(account) = self.accounts.get_mut(bot) else { return };
         account.refused(chat(peer), scope, delay, now);
-        account.waiting.insert(Arc::clone(lane), Waiting { since: now, is_held_by_chat: false, place: None });
+        account.waiting.insert(Arc::clone(lane), Waiting { since: now, place: None });
     }
 }
 
@@ -177,7 +168,6 @@ impl Account {
             limits,
             share: limits.bot.map(|limit| Share::new(limit, 1, 1)),
             handed_out: None,
-            ahead: AHEAD_MAX,
             calls: Window::default(),
             answers: 0,
             fastest: Duration::MAX,
@@ -198,21 +188,20 @@ impl Account {
 
     fn ask(&mut self, chat: Peer, lane: &Arc<str>, now: Instant) -> Permission {
         self.sweep(now);
-        let (since, is_held_by_chat, place) = match self.waiting.get(lane) {
-            Some(waiting) => (waiting.since, waiting.is_held_by_chat, waiting.place),
-            None => (now, false, None),
+        let (since, place) = match self.waiting.get(lane) {
+            Some(waiting) => (waiting.since, waiting.place),
+            None => (now, None),
         };
         let limit = self.limit(&chat);
         let of_chat = self.chats.get(&chat).and_then(|meter| meter.earliest(limit, now));
         if let Some(later) = of_chat.max(self.blocked_until).filter(|moment| *moment > now) {
-            let is_held_by_chat = self.blocked_until.is_none_or(|until| until <= now);
-            self.waiting.insert(Arc::clone(lane), Waiting { since, is_held_by_chat, place });
+            self.waiting.insert(Arc::clone(lane), Waiting { since, place });
             return Permission::At(later);
         }
-        let place = place.unwrap_or_else(|| self.reserve(is_held_by_chat, now));
+        let place = place.unwrap_or_else(|| self.reserve(now));
         let later = self.share.and_then(|share| self.calls.free_at(share.window, 0, now)).unwrap_or(now).max(place);
         if later > now {
-            self.waiting.insert(Arc::clone(lane), Waiting { since, is_held_by_chat, place: Some(place) });
+            self.waiting.insert(Arc::clone(lane), Waiting { since, place: Some(place) });
             return Permission::At(later);
         }
         self.waiting.remove(lane);
@@ -225,17 +214,13 @@ impl Account {
         Permission::Go { waited: now.duration_since(since) }
     }
 
-    /// The next place among the bot's calls; for who may go ahead, this moment. Either makes those who come later wait longer.
-    fn reserve(&mut self, is_held_by_chat: bool, now: Instant) -> Instant {
+    /// The next place among the bot's calls.
+    fn reserve(&mut self, now: Instant) -> Instant {
         let Some(share) = self.share else { return now };
         let place = self.handed_out.and_then(|until| pace(share.interval, share.window.burst, until));
+        let place = place.unwrap_or(now).max(now);
         self.handed_out = Some(self.handed_out.unwrap_or(now).max(now) + share.interval);
-        if is_held_by_chat && self.ahead > 0 {
-            self.ahead -= 1;
-            return now;
-        }
-        self.ahead = (self.ahead + 1).min(AHEAD_MAX);
-        place.unwrap_or(now).max(now)
+        place
     }
 
     /// A call counted from its permission until it was over; now it is known better when the platform can have counted it:

@@ -87,12 +87,12 @@ fn stamped<T>(receive: impl FnOnce(&mut Stamp<'_>) -> T) -> T {
 }
 
 fn receive_telegram(body: &[u8]) -> Result<Envelope, Refusal> {
-    receive_telegram_as(telegram_bot(), body)
+    receive_telegram_as(&telegram_bot(), body)
 }
 
-fn receive_telegram_as(settings: TelegramBot, body: &[u8]) -> Result<Envelope, Refusal> {
+fn receive_telegram_as(settings: &TelegramBot, body: &[u8]) -> Result<Envelope, Refusal> {
     let bot = bot("demo", BotChannel::Telegram(settings.clone()));
-    stamped(|stamp| telegram::receive(&bot, &settings, Some(WEBHOOK_SECRET.as_bytes()), body, stamp))
+    stamped(|stamp| telegram::receive(&bot, settings, Some(WEBHOOK_SECRET.as_bytes()), body, stamp))
         .map(Verified::into_envelope)
 }
 
@@ -241,7 +241,7 @@ fn channels_and_business_accounts_have_their_outcomes() {
         .filter(|(name, _)| is_chosen(name))
         .map(|(name, body)| {
             let settings = TelegramBot { channel_posts: true, business: true, ..telegram_bot() };
-            (name, vec![outcome(&receive_telegram_as(settings, &body).unwrap())])
+            (name, vec![outcome(&receive_telegram_as(&settings, &body).unwrap())])
         })
         .collect();
     check_outcomes("telegram_by_choice", &actual);

@@ -257,7 +257,7 @@ impl Telegram {
     }
 
     /// Hands an update of this kind to the queue, which is the chat's for messages.
-    pub(crate) fn happen(&self, queue: i64, kind: &str, content: Value) {
+    pub(crate) fn happen(&self, queue: i64, kind: &str, content: &Value) {
         let update_id = self.next_update.fetch_add(1, Ordering::Relaxed);
         self.hand_over(queue, json!({ "update_id": update_id, kind: content }));
     }
@@ -270,13 +270,13 @@ impl Telegram {
     /// The service message in the old group that tells of the move.
     pub(crate) fn tell_old(&self, from: i64, to: i64) {
         let chat = json!({ "id": from, "type": "group", "title": "Ann's" });
-        self.happen(from, "message", json!({ "message_id": 1, "date": 1, "chat": chat, "migrate_to_chat_id": to }));
+        self.happen(from, "message", &json!({ "message_id": 1, "date": 1, "chat": chat, "migrate_to_chat_id": to }));
     }
 
     /// The service message in the new supergroup that tells of the move: its first.
     pub(crate) fn tell_new(&self, from: i64, to: i64) {
         let chat = json!({ "id": to, "type": "supergroup", "title": "Ann's" });
-        self.happen(to, "message", json!({ "message_id": 1, "date": 1, "chat": chat, "migrate_from_chat_id": from }));
+        self.happen(to, "message", &json!({ "message_id": 1, "date": 1, "chat": chat, "migrate_from_chat_id": from }));
     }
 
     /// From now on the chat takes nothing of the bot, with this description; or everything again.

@@ -18,7 +18,7 @@ async fn who_blocks_the_bot_is_unreachable_until_unblocking() {
     let telegram = &deployment.telegram;
     telegram.send(ANN, &message(ANN, 1));
     telegram.wait_for_texts(ANN, 1, PATIENCE).await;
-    telegram.happen(ANN, "my_chat_member", membership("kicked"));
+    telegram.happen(ANN, "my_chat_member", &membership("kicked"));
     deployment.settled(2, PATIENCE).await;
     let blocked = conversation(&deployment).await;
     assert_eq!(blocked["unreachable"], "the bot is kicked there");
@@ -34,7 +34,7 @@ async fn who_blocks_the_bot_is_unreachable_until_unblocking() {
     assert_eq!((last.content.as_str(), last.status.as_str()), ("are you there?", "failed"));
     assert_eq!(telegram.log(|log| log.attempts.len()), 1, "calls of sendMessage");
 
-    telegram.happen(ANN, "my_chat_member", membership("member"));
+    telegram.happen(ANN, "my_chat_member", &membership("member"));
     deployment.settled(4, PATIENCE).await;
     assert_eq!(conversation(&deployment).await["unreachable"], Value::Null);
     telegram.send(ANN, &message(ANN, 2));
@@ -71,14 +71,14 @@ async fn reactions_stand_beside_the_message() {
         };
         let id = conversation(&deployment).await["id"].as_str().unwrap().to_owned();
         let path = format!("/v1/conversations/{id}/messages");
-        telegram.happen(ANN, "message_reaction", react(&["👎"]));
-        telegram.happen(ANN, "message_reaction", react(&["👍"]));
+        telegram.happen(ANN, "message_reaction", &react(&["👎"]));
+        telegram.happen(ANN, "message_reaction", &react(&["👍"]));
         deployment.settled(3, PATIENCE).await;
         let page = get(&deployment, &path).await;
         assert_eq!(page["messages"][0]["feedback"], Value::Null, "{page:#}");
         assert_eq!(page["messages"][1]["feedback"][0]["reactions"], json!(["👍"]), "{page:#}");
         assert_eq!(page["messages"][1]["feedback"][0]["sender"], ANN.to_string());
-        telegram.happen(ANN, "message_reaction", react(&[]));
+        telegram.happen(ANN, "message_reaction", &react(&[]));
         deployment.settled(4, PATIENCE).await;
         assert_eq!(get(&deployment, &path).await["messages"][1]["feedback"], Value::Null);
     }

@@ -23,7 +23,7 @@ async fn a_stop_ends_the_turn_that_runs_and_no_other() {
     telegram.send(ANN, "short story");
     deployment.model.wait_for_call("long story", PATIENCE).await;
     telegram.all_taken(PATIENCE).await;
-    telegram.happen(ANN, "stopped_message_generation", json!({ "chat": private(ANN), "draft_id": 7 }));
+    telegram.happen(ANN, "stopped_message_generation", &json!({ "chat": private(ANN), "draft_id": 7 }));
     assert_eq!(telegram.wait_for_texts(ANN, 1, PATIENCE).await, ["re: short story"]);
     deployment.settled(3, PATIENCE).await;
     deployment.model.release("long story");
@@ -32,7 +32,7 @@ async fn a_stop_ends_the_turn_that_runs_and_no_other() {
     assert_eq!(deployment.ledger.history_with("short story").await.len(), 2, "nothing of it is in the history");
 
     // Nothing runs any more: a stop that comes late stops nothing.
-    telegram.happen(ANN, "stopped_message_generation", json!({ "chat": private(ANN), "draft_id": 7 }));
+    telegram.happen(ANN, "stopped_message_generation", &json!({ "chat": private(ANN), "draft_id": 7 }));
     telegram.send(ANN, "another");
     assert_eq!(telegram.wait_for_texts(ANN, 2, PATIENCE).await[1], "re: another");
     deployment.turnwise.assert_audit_clean().await;
@@ -52,8 +52,8 @@ async fn business_accounts_are_answered_in_their_name() {
             "text": text,
         })
     };
-    telegram.happen(ANN, "business_message", message(5, ANN, "are you open?"));
-    telegram.happen(ANN, "business_message", message(6, OWNER, "I answer this myself"));
+    telegram.happen(ANN, "business_message", &message(5, ANN, "are you open?"));
+    telegram.happen(ANN, "business_message", &message(6, OWNER, "I answer this myself"));
     assert_eq!(telegram.wait_for_texts(ANN, 1, PATIENCE).await, ["re: are you open?"]);
     telegram.log(|log| assert_eq!(log.delivered[0].request["business_connection_id"], "c-1"));
     deployment.settled(2, PATIENCE).await;
@@ -61,7 +61,7 @@ async fn business_accounts_are_answered_in_their_name() {
     assert_eq!(deployment.ledger.turns_by_state().await.get("ignored"), Some(&1));
 
     let deleted = json!({ "business_connection_id": "c-1", "chat": private(ANN), "message_ids": [5] });
-    telegram.happen(ANN, "deleted_business_messages", deleted);
+    telegram.happen(ANN, "deleted_business_messages", &deleted);
     deployment.settled(3, PATIENCE).await;
     let history = deployment.ledger.history_with("re: are you open?").await;
     assert_eq!((history.len(), history[0].content.as_str()), (2, ""), "the stored copy is gone");
@@ -76,7 +76,7 @@ async fn posts_in_channels_are_answered_by_choice() {
     .await;
     let chat = json!({ "id": CHANNEL, "type": "channel", "title": "News" });
     let post = json!({ "message_id": 3, "date": 1, "chat": chat, "sender_chat": chat, "text": "news" });
-    deployment.telegram.happen(CHANNEL, "channel_post", post);
+    deployment.telegram.happen(CHANNEL, "channel_post", &post);
     assert_eq!(deployment.telegram.wait_for_texts(CHANNEL, 1, PATIENCE).await, ["re: news"]);
 }
 
@@ -89,7 +89,7 @@ async fn a_guest_is_answered_once_and_only_there() {
     let message = json!({
         "message_id": 9, "date": 1, "chat": chat, "from": person(ANN), "text": "@bot hi", "guest_query_id": "guest-1",
     });
-    telegram.happen(CHANNEL, "guest_message", message);
+    telegram.happen(CHANNEL, "guest_message", &message);
     deployment.settled(1, PATIENCE).await;
     let answers = telegram.log(|log| log.guests.clone());
     assert_eq!(answers.len(), 1, "{answers:?}");

@@ -218,18 +218,3 @@ fn what_is_over_is_forgotten() {
     let chats = governor.accounts[BOT].chats.len();
     assert!(chats < 2 * SWEEP_FROM, "{chats} chats are remembered");
 }
-
-/// Groups are bound by their own limit nearly as long as all are by the bot's: whoever let them wait for both would need half as
-/// long again.
-#[test]
-fn ten_thousand_replies_to_people_and_groups_take_what_the_limits_allow() {
-    let people = (0..200).map(|id| (Peer::User(id.to_string()), 40));
-    let groups = (0..20).map(|id| (Peer::Group(format!("-{id}")), 100));
-    let load: Load = people.chain(groups).collect();
-    let mut governor = Governor::new([(BOT.to_owned(), LIMITS)]);
-    let seen = send(&mut governor, &load, &[(0, 20, 20), (3, 35, 25), (1, 15, 60)]);
-    assert_eq!(seen.bot.len(), 10_000);
-    let allowed = Duration::from_secs(10_000) / 30;
-    assert!(seen.lasted <= allowed * 105 / 100, "{:?} where {allowed:?} would do", seen.lasted);
-    assert_within(WHOLE_BOT, seen.bot, "the bot");
-}

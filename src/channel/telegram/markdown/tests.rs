@@ -1,3 +1,5 @@
+//! Markdown as models write it, and what of it is shown.
+
 use super::*;
 
 /// The text with its formatting in brackets: `[b|bold]`.
