@@ -145,8 +145,8 @@ fn stored_messages_are_as_people_left_them() {
         with(2, 'a', "event", said("m2")),
         with(3, 'i', "amendment", edit),
         with(4, 'i', "amendment", json!({ "platform_message_id": "m2" })),
-        with(5, 'i', "control", json!({ "type": "said", "text": "a person" })),
-        with(6, 'i', "control", json!({ "type": "said", "text": "" })),
+        with(5, 'i', "notice", json!({ "type": "said", "text": "a person" })),
+        with(6, 'i', "notice", json!({ "type": "said", "text": "" })),
         message(&key, 'a', 7),
     ];
     let answered = [1, 2, 7].map(Uuid::from_u128);
