@@ -110,7 +110,7 @@ async fn a_configuration_is_checked_whole() {
     turnwise.toml:1 nats.url: is missing in [nats]; write url = "nats://127.0.0.1:4222", or managed = true for a server of our own
     turnwise.toml:3 http.listen: "8080" is not an address to listen on; write an IP address and a port, such as "127.0.0.1:8080" or "[::]:8080"
     turnwise.toml:4 http.max_bodybytes: unknown key; did you mean "max_body_bytes"?
-    turnwise.toml:6 bots.support.channel: "telegramm" is not known; use "telegram", "messenger" or "web"
+    turnwise.toml:6 bots.support.channel: "telegramm" is not known; use "telegram", "messenger", "web" or "http"
     turnwise.toml:7 bots.support.responder: there is no responder "asistant"; did you mean "assistant"? Responders here: assistant
     "#);
 
