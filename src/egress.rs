@@ -37,6 +37,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// another process may have taken over.
 const STALE_AFTER: Duration = Duration::from_millis(600);
 
+/// Why an attempt is made again of which nobody can tell whether it arrived.
+const UNCERTAIN: &str = "uncertain";
+
 /// Sends the parts of a deployment's bots.
 #[derive(Debug)]
 pub struct Egress {
@@ -112,7 +115,12 @@ impl Work for Egress {
     async fn give_up(&self, task: &Task, failure: &Failure) -> Verdict<Settled> {
         let Some(id) = delivery_id(task.message()) else { return self.disown(task.message()) };
         tracing::error!(delivery_id = %id, reason = failure.reason, error = failure.error, "a reply was given up");
-        self.settle(task, id, SendResult::Failed { error: failure.error.clone() }).await
+        let error = failure.error.clone();
+        let ended = match failure.reason == UNCERTAIN {
+            true => SendResult::Uncertain { error },
+            false => SendResult::Failed { error },
+        };
+        self.settle(task, id, ended).await
     }
 }
 
@@ -243,7 +251,8 @@ impl Egress {
             let Some(call) = channel::call(bot, part, &without) else {
                 return Answer::Failed { error: "this peer cannot be written to".to_owned(), unreachable: true };
             };
-            match self.call(bot, &call, attempt, permit.take()).await {
+            let answer = self.call(bot, &call, attempt, permit.take()).await;
+            match answer {
                 Answer::Spoiled { by, error } if !without.contains(&by) => {
                     tracing::warn!(
                         bot = bot.name,
@@ -332,7 +341,7 @@ impl Egress {
             }
             OnUncertain::Resend => {
                 let verdict = self.settle(task, id, SendResult::NotSent { error: error.clone() }).await;
-                again(verdict, Verdict::Failed { failure: failure("uncertain", error), after: None })
+                again(verdict, Verdict::Failed { failure: failure(UNCERTAIN, error), after: None })
             }
         }
     }

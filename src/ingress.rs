@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::Method;
 use axum::middleware::{self, Next};
@@ -53,9 +53,17 @@ mod problem;
 mod turns;
 mod webhooks;
 
-/// Requests that are being read and published at once. Each holds at most one body, so this times `max_body_bytes` is the
-/// memory they can take; 1,024 publishes in flight are where JetStream's throughput levels off.
+/// Requests that are being worked on at once, after their bodies have come: 1,024 publishes in flight are where JetStream's
+/// throughput levels off.
 const REQUESTS_MAX: usize = 1_024;
+
+/// A body of which is said that it is no longer takes no place of the others': whoever sends slowly keeps nobody from
+/// sending. Platforms' events have a few kilobytes; times `http.max_connections` it is 256 MiB.
+const SMALL_BODY_BYTES: u64 = 16 * 1024;
+
+/// Longer bodies, or of a length that is not said, that are being received at once; times `max_body_bytes` it is the memory
+/// that they can take.
+const LARGE_BODIES_MAX: usize = 1_024;
 
 /// Chat callers that wait for an answer at once, those of events included; each is a subscription or two and a socket.
 const WAITING_MAX: usize = 10_000;
@@ -91,6 +99,7 @@ pub struct Ingress {
     max_body_bytes: usize,
     metrics: metric::Metrics,
     requests: Semaphore,
+    large_bodies: Semaphore,
     waiting: Arc<Semaphore>,
     limits: Limits,
     /// Cancelled when the process begins to stop: not ready any more.
@@ -128,6 +137,7 @@ impl Ingress {
             max_body_bytes: config.http.max_body_bytes,
             metrics,
             requests: Semaphore::new(REQUESTS_MAX),
+            large_bodies: Semaphore::new(LARGE_BODIES_MAX),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             limits: Limits::new(tokio::time::Instant::now()),
             draining,
@@ -204,16 +214,22 @@ fn known_method(method: &Method) -> &'static str {
     KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("_OTHER")
 }
 
+fn overloaded() -> Problem {
+    Problem::new(503, "overloaded", "Too many requests are in flight.").retry_after(RETRY_AFTER_SECONDS)
+}
+
 impl Ingress {
     /// A place among the requests in flight, or the answer to give.
     fn admit(&self) -> Result<SemaphorePermit<'_>, Problem> {
-        self.requests.try_acquire().map_err(|_| {
-            Problem::new(503, "overloaded", "Too many requests are in flight.").retry_after(RETRY_AFTER_SECONDS)
-        })
+        self.requests.try_acquire().map_err(|_| overloaded())
     }
 
     async fn body(&self, body: Body) -> Result<Bytes, Problem> {
         let limit = self.max_body_bytes;
+        let _large = match body.size_hint().exact() {
+            Some(0..=SMALL_BODY_BYTES) => None,
+            _ => Some(self.large_bodies.try_acquire().map_err(|_| overloaded())?),
+        };
         match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, limit)).await {
             Ok(Ok(bytes)) => Ok(bytes),
             Ok(Err(error)) if is_too_long(&error) => {

@@ -543,18 +543,6 @@ impl Store {
     pub async fn feedback(&self, conversation_id: Uuid, ordinals: (i64, i64)) -> Result<Vec<Feedback>, StoreError> {
         on!(self.feedback(conversation_id, ordinals))
     }
-
-    /// Empties what people said in messages that they took back; their places stay. Gives the conversations of each.
-    ///
-    /// # Errors
-    /// As [`StoreError::Query`]; calling again is safe.
-    pub async fn erase_messages(
-        &self,
-        key: &ConversationKey,
-        platform_message_ids: &[String],
-    ) -> Result<Vec<Uuid>, StoreError> {
-        on!(self.erase_messages(key, platform_message_ids))
-    }
 }
 
 /// Deliveries.

@@ -158,7 +158,9 @@ pub(super) fn classify(status: u16, retry_after: Option<Duration>) -> Answer {
     match status {
         200..=299 => Answer::Sent { platform_message_id: None },
         410 => Answer::Closed { error },
-        429 | 502..=504 => super::retry(retry_after.unwrap_or(OVERLOAD_PAUSE), Scope::Bot, error),
+        429 | 503 => super::retry(retry_after.unwrap_or(OVERLOAD_PAUSE), Scope::Bot, error),
+        // What stands before the receiver has no answer of it: it may have died of just this one.
+        504 => Answer::Uncertain { error },
         _ => Answer::NotSent { error },
     }
 }

@@ -1,6 +1,6 @@
 //! The bots whose platform takes nothing from them at all: a void token, a restricted page, a receiver that is gone.
 //!
-//! Pure: the time is an argument. Refuses to decide that it is over: a call that succeeds does. Invariant: of a closed bot at
+//! Pure: the time is an argument. Refuses to decide that it is over: a call that is not refused for the whole bot does. Invariant: of a closed bot at
 //! most what is asked about after each [`PROBE_AFTER`] leaves; the rest is refused here.
 
 use std::collections::HashMap;
@@ -39,7 +39,7 @@ impl Closures {
         self.bots.insert(bot.to_owned(), closure).is_none()
     }
 
-    /// The platform took something of the bot. True when it did not before.
+    /// The platform deals with the bot. True when it did not before.
     pub(super) fn open(&mut self, bot: &str) -> bool {
         self.bots.remove(bot).is_some()
     }

@@ -5,8 +5,8 @@
 use super::Egress;
 use crate::channel::{self, Answer, OUTSIDE_WINDOW};
 use crate::config::Bot;
-use crate::message::{ConversationStatus, OutboundPart, Timestamp};
-use crate::store::StoreError;
+use crate::message::{ConversationStatus, OutboundPart, TerminalState, Timestamp};
+use crate::store::{StoreError, Turn};
 use crate::telemetry::{chain, metric};
 use crate::turn;
 
@@ -26,14 +26,22 @@ impl Egress {
             return Ok(Some(format!("{DISABLED}: {error}")));
         }
         let Some(window) = channel::window(part.key.channel) else { return Ok(None) };
+        let now = Timestamp::now();
+        let is_over = |said_at: Timestamp| u128::from(now.micros_since(said_at)) >= window.as_micros();
         let said_at = match part.conversation_id {
             Some(conversation_id) => self.store.last_said_at(conversation_id).await?,
             None => None,
         };
-        let age = Timestamp::now().micros_since(said_at.unwrap_or(part.created_at));
-        let is_outside = u128::from(age) >= window.as_micros();
+        let is_outside = is_over(said_at.unwrap_or(part.created_at)) && self.unstored(part).await?.is_none_or(is_over);
         let hours = window.as_secs() / 3_600;
         Ok(is_outside.then(|| format!("{OUTSIDE_WINDOW}: the person's last message is older than {hours} hours")))
+    }
+
+    /// When the message came that the part is about, if it is in no history: one that was given up or turned away.
+    async fn unstored(&self, part: &OutboundPart) -> Result<Option<Timestamp>, StoreError> {
+        let turn = self.store.turn(part.turn_id).await?;
+        let is_unstored = |turn: &Turn| matches!(turn.state, TerminalState::DeadLettered | TerminalState::Rejected);
+        Ok(turn.filter(is_unstored).map(|turn| turn.received_at))
     }
 
     /// Takes note of a bot that its platform shuts out, and of one that it does not any more.
@@ -45,11 +53,26 @@ impl Egress {
                 }
                 metric::bot_shut_out(&bot.name, true);
             }
-            Answer::Sent { .. } if self.closures().open(&bot.name) => {
+            // Whatever the platform said of this one chat, it did not refuse the bot.
+            Answer::Sent { .. }
+            | Answer::Failed { .. }
+            | Answer::Moved { .. }
+            | Answer::Spoiled { .. }
+            | Answer::TakenOver { .. }
+            | Answer::RetryAfter { .. }
+                if self.closures().open(&bot.name) =>
+            {
                 tracing::info!(bot = bot.name, "the platform takes this bot's messages again");
                 metric::bot_shut_out(&bot.name, false);
             }
-            _ => {}
+            Answer::Sent { .. }
+            | Answer::Failed { .. }
+            | Answer::Moved { .. }
+            | Answer::Spoiled { .. }
+            | Answer::TakenOver { .. }
+            | Answer::RetryAfter { .. }
+            | Answer::NotSent { .. }
+            | Answer::Uncertain { .. } => {}
         }
     }
 

@@ -63,12 +63,12 @@ async fn post(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let permit = ingress.admit()?;
     let access = ingress.access(&headers)?;
     if access.caller == Caller::Open {
         return Err(Problem::unauthorized());
     }
     let body = ingress.object(&headers, body, body::JSON).await?;
+    let permit = ingress.admit()?;
     let posted = Posted::read(&body)?;
     let key = idempotency_key(&headers)?;
     let request = key.map(|key| Keyed { key: format!("key {key}"), fingerprint: fingerprint(body) });

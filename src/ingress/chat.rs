@@ -67,9 +67,9 @@ pub(super) fn routes() -> Routes {
 
 async fn chat(State(ingress): Shared, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
     let (queued, watch) = {
-        let _permit = ingress.admit()?;
         let access = ingress.access(&headers)?;
         let request = ChatRequest::read(ingress.object(&headers, body, bodies::JSON).await?)?;
+        let _permit = ingress.admit()?;
         let preference = Preference::read(&headers)?;
         let key = idempotency_key(&headers)?;
         let (bot, web) = access.bot(request.body.bot.as_deref())?;

@@ -238,12 +238,12 @@ async fn patch(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let _permit = ingress.admit()?;
     let access = ingress.access(&headers)?;
     if access.caller == Caller::Open {
         return Err(Problem::unauthorized());
     }
     let change = Change::read(&ingress.object(&headers, body, MERGE_PATCH).await?)?;
+    let _permit = ingress.admit()?;
     access.check_metadata(change.metadata.as_ref())?;
     let conversation = ingress.visible(&access, &id, None).await?;
     let patched = ingress.store.patch_conversation(conversation.id, &change.into(), Timestamp::now()).await;
@@ -312,7 +312,7 @@ impl Change {
 
 impl From<Change> for ConversationPatch {
     fn from(Change { status, assignee, metadata }: Change) -> Self {
-        Self { status, assignee, metadata }
+        Self { status, assignee, metadata, only_if: None }
     }
 }
 

@@ -216,9 +216,9 @@ async fn settle(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let _permit = ingress.admit()?;
     let access = keyed(ingress.access(&headers)?)?;
     let word = Word::read(&ingress.object(&headers, body, body::JSON).await?)?;
+    let _permit = ingress.admit()?;
     let id = Uuid::parse_str(&id).map_err(|_| Problem::field(400, "id", "is not a UUID."))?;
     let found = ingress.visible_delivery(&access, id).await?;
     let status = found.delivery.status;

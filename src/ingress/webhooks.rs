@@ -85,10 +85,10 @@ async fn from_telegram(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let _permit = ingress.admit()?;
     let Some(bot) = ingress.bots.get(&name) else { return Err(no_such_bot(&name, Channel::Telegram)) };
     let BotChannel::Telegram(telegram) = &bot.channel else { return Err(no_such_bot(&name, Channel::Telegram)) };
     let body = ingress.body(body).await?;
+    let _permit = ingress.admit()?;
     let secret = headers.get("x-telegram-bot-api-secret-token").map(HeaderValue::as_bytes);
     let verified = telegram::receive(bot, telegram, secret, &body, &mut stamp(&mut Uuid::now_v7))
         .map_err(|refusal| refused(bot, &refusal))?;
@@ -131,9 +131,9 @@ async fn from_messenger(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let _permit = ingress.admit()?;
     let (bot, messenger) = messenger_bot(&ingress, &name)?;
     let body = ingress.body(body).await?;
+    let _permit = ingress.admit()?;
     let signature = headers.get("x-hub-signature-256").map(HeaderValue::as_bytes);
     let others: Vec<(&Bot, &MessengerBot)> = ingress.bots.values().filter_map(as_messenger).collect();
     let verified = messenger::receive(bot, messenger, &others, signature, &body, &mut stamp(&mut Uuid::now_v7))
@@ -151,10 +151,10 @@ async fn from_http(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let _permit = ingress.admit()?;
     let Some(bot) = ingress.bots.get(&name) else { return Err(no_such_bot(&name, Channel::Http)) };
     let BotChannel::Http(settings) = &bot.channel else { return Err(no_such_bot(&name, Channel::Http)) };
     let body = ingress.body(body).await?;
+    let _permit = ingress.admit()?;
     let verified = http::receive(bot, settings, signed(&headers), &body, &mut stamp(&mut Uuid::now_v7))
         .map_err(|refusal| refused(bot, &refusal))?;
     ingress.publish(&verified).await?;

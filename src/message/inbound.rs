@@ -191,3 +191,16 @@ pub struct Envelope {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw: Option<Box<RawValue>>,
 }
+
+impl Envelope {
+    /// What its sender made of earlier messages.
+    #[must_use]
+    pub fn amendments(&self) -> Vec<Amendment> {
+        let deleted = match &self.notice {
+            Some(Notice::Deleted { platform_message_ids }) => platform_message_ids.as_slice(),
+            _ => &[],
+        };
+        let deletion = |id: &String| Amendment { platform_message_id: id.clone(), replacement: None };
+        self.amendment.iter().cloned().chain(deleted.iter().map(deletion)).collect()
+    }
+}

@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use crate::config::{Bot, Burst};
 use crate::message::{
-    Author, Channel, ConversationKey, Envelope, Event, InboundMessage, Notice, OutboundPart, Peer, Role, TerminalState,
-    Timestamp,
+    Amendment, Author, Channel, ConversationKey, Envelope, Event, InboundMessage, Notice, OutboundPart, Peer, Role,
+    TerminalState, Timestamp,
 };
 use crate::store::{DELETED, MergedMessage, NewConversation, NewMessage, Ownership, Position, TurnCommit, TurnTimings};
 use crate::stream::{Letter, StreamMessage};
@@ -113,22 +113,22 @@ pub(super) fn lane(messages: Vec<StreamMessage>, evidence: &Evidence<'_>) -> Der
 fn amend(found: &mut [Found]) {
     for index in 0..found.len() {
         let (before, rest) = found.split_at_mut(index);
-        let amendment =
-            rest.first().and_then(|found| found.envelope.as_ref()).and_then(|found| found.amendment.as_ref());
-        let Some(amendment) = amendment else { continue };
-        let said = before.iter_mut().filter_map(|found| match &mut found.envelope.as_mut()?.event {
-            Event::Message(message) => Some(message),
-            Event::Agent { .. } | Event::Ignored { .. } => None,
-        });
-        for message in said.filter(|said| said.platform_message_id.as_ref() == Some(&amendment.platform_message_id)) {
-            match &amendment.replacement {
-                Some(replacement) => {
-                    message.text.clone_from(&replacement.text);
-                    if let Some(attachments) = &replacement.attachments {
-                        message.attachments.clone_from(attachments);
+        let amending = rest.first().and_then(|found| found.envelope.as_ref());
+        for Amendment { platform_message_id, replacement } in amending.map(Envelope::amendments).unwrap_or_default() {
+            let said = before.iter_mut().filter_map(|found| match &mut found.envelope.as_mut()?.event {
+                Event::Message(message) => Some(message),
+                Event::Agent { .. } | Event::Ignored { .. } => None,
+            });
+            for message in said.filter(|said| said.platform_message_id.as_ref() == Some(&platform_message_id)) {
+                match &replacement {
+                    Some(replacement) => {
+                        message.text.clone_from(&replacement.text);
+                        if let Some(attachments) = &replacement.attachments {
+                            message.attachments.clone_from(attachments);
+                        }
                     }
+                    None => (message.text, message.attachments) = (DELETED.to_owned(), Vec::new()),
                 }
-                None => (message.text, message.attachments) = (DELETED.to_owned(), Vec::new()),
             }
         }
     }

@@ -62,17 +62,22 @@ impl<W: Work> Feeder<W> {
     async fn open(&self, generation: u32) -> Result<Source, Event<W::Receipt>> {
         let ownership = self.partition.ownership;
         let mut pause = patience();
-        let began = Instant::now();
+        let mut set_back_since = None;
         let source = loop {
-            match Source::open(&self.handle, ownership, generation, self.partition.watermark()).await {
+            let (after, seen) = (self.partition.watermark(), self.partition.highest());
+            match Source::open(&self.handle, ownership, generation, after, seen).await {
                 Ok(source) => break source,
                 Err(error @ SourceError::OtherIncarnation(_)) => {
                     return Err(Event::Broken(SchedulerError::StreamReplaced(error.to_string())));
                 }
-                Err(error @ SourceError::SetBack(_)) if began.elapsed() >= SET_BACK_PATIENCE => {
+                Err(error @ SourceError::SetBack(_))
+                    if set_back_since.is_some_and(|since: Instant| since.elapsed() >= SET_BACK_PATIENCE) =>
+                {
                     return Err(Event::Broken(SchedulerError::StreamReplaced(error.to_string())));
                 }
                 Err(error) => {
+                    let is_set_back = matches!(error, SourceError::SetBack(_));
+                    set_back_since = is_set_back.then(|| set_back_since.unwrap_or_else(Instant::now));
                     tracing::warn!(error = %chain(&error), "no consumer yet, will be tried again");
                     tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE)).await;
                 }

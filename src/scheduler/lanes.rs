@@ -174,6 +174,8 @@ impl Lanes {
                     lane.turn.state = State::Running;
                     if lane.turn.attempt == 1 {
                         lane.members = lane.waiting.iter().take(length).map(|message| message.sequence).collect();
+                    }
+                    if lane.turn.attempt == 1 || lane.waiting.iter().any(|message| message.label == Label::Stops) {
                         lane.amendments = bursts::amendments(&lane.waiting, length);
                     }
                     self.running += 1;
@@ -311,6 +313,8 @@ impl Lanes {
         self.parked -= before - left;
         let rules = self.shares.rules(lane.bot);
         for (sequence, label) in messages {
+            // The turn that was to be stopped has ended long ago.
+            let label = if label == Label::Stops { Label::Aside } else { label };
             let message = Waiting { sequence, label, since: now };
             match lane.refuses(&rules, &message) {
                 true => lane.refused.push_back(message),

@@ -20,11 +20,17 @@ pub(super) struct Shared {
     pub(super) ownership: Ownership,
     /// At and below it everything is done; written by the loop.
     watermark: AtomicU64,
+    /// Nothing beyond it has come; written by the loop.
+    highest: AtomicU64,
 }
 
 impl Shared {
     pub(super) fn watermark(&self) -> u64 {
         self.watermark.load(Ordering::Acquire)
+    }
+
+    pub(super) fn highest(&self) -> u64 {
+        self.highest.load(Ordering::Acquire)
     }
 }
 
@@ -56,7 +62,11 @@ pub(super) struct Partition {
 
 impl Partition {
     pub(super) fn new(owned: &Owned, halt: &CancellationToken) -> Self {
-        let shared = Shared { ownership: owned.takeover.ownership, watermark: AtomicU64::new(owned.after) };
+        let shared = Shared {
+            ownership: owned.takeover.ownership,
+            watermark: AtomicU64::new(owned.after),
+            highest: AtomicU64::new(owned.after),
+        };
         Self {
             shared: Arc::new(shared),
             progress: Progress::new(owned.after),
@@ -73,8 +83,9 @@ impl Partition {
         self.shared.ownership.epoch
     }
 
-    /// Makes the watermark known to the feeder and the checkpoints.
+    /// Makes known to the feeder and the checkpoints how far the partition is.
     pub(super) fn publish(&self) {
+        self.shared.highest.store(self.progress.highest(), Ordering::Release);
         self.shared.watermark.store(self.progress.watermark(), Ordering::Release);
     }
 

@@ -83,6 +83,12 @@ impl Progress {
         self.open.first().copied()
     }
 
+    /// The highest sequence that has arrived.
+    #[must_use]
+    pub const fn highest(&self) -> u64 {
+        self.highest
+    }
+
     /// The highest sequence at and below which nothing is open or parked.
     #[must_use]
     pub fn watermark(&self) -> u64 {

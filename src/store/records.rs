@@ -91,6 +91,24 @@ pub struct ConversationPatch {
     pub status: Option<ConversationStatus>,
     pub assignee: Option<Option<String>>,
     pub metadata: Option<Map<String, Value>>,
+    /// Nothing is changed of a conversation that is otherwise.
+    pub only_if: Option<Found>,
+}
+
+/// What a conversation must be like to be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    pub status: ConversationStatus,
+    /// Nobody has it, and its metadata have this member.
+    pub unassigned_with: Option<&'static str>,
+}
+
+impl ConversationPatch {
+    pub(super) fn applies_to(&self, conversation: &Conversation) -> bool {
+        let is_without = |member| conversation.assignee.is_none() && conversation.metadata.contains_key(member);
+        self.only_if
+            .is_none_or(|found| conversation.status == found.status && found.unassigned_with.is_none_or(is_without))
+    }
 }
 
 /// Which conversations to list: newest activity first.
@@ -393,6 +411,8 @@ pub struct TurnContextRow {
     pub conversation: Option<Conversation>,
     /// The chat whose conversations the key's messages belong to, if not its own.
     pub filed_under: Option<Peer>,
+    /// Whether the key's chat was known to take nothing from the bot.
+    pub was_unreachable: bool,
 }
 
 /// What [`super::Store::begin_send`] found.

@@ -143,6 +143,7 @@ pub(super) fn turn_context(row: &impl Columns, dedupe_id: &str) -> Result<TurnCo
         already: already.transpose()?,
         conversation: conversation.transpose()?,
         filed_under: filed_under.transpose()?,
+        was_unreachable: optional_text(row, "was_unreachable")?.is_some(),
     })
 }
 

@@ -204,7 +204,8 @@ pub struct Source {
 
 impl Source {
     /// Creates the consumer of this `generation` (counted by the caller within one ownership) behind `after`, and removes
-    /// the generation before it.
+    /// the generation before it. `seen` is the last sequence that came to the caller: a stream that ends before it has lost
+    /// its end.
     ///
     /// # Errors
     /// See [`SourceError`].
@@ -213,13 +214,14 @@ impl Source {
         ownership: Ownership,
         generation: u32,
         after: u64,
+        seen: u64,
     ) -> Result<Self, SourceError> {
         let interruptions = handle.connection.interruptions();
         let info = handle.info().await.map_err(SourceError::Create)?;
         if super::incarnation(&info) != handle.incarnation {
             return Err(SourceError::OtherIncarnation(handle.name.clone()));
         }
-        if info.state.last_sequence < after {
+        if info.state.last_sequence < after.max(seen) {
             return Err(SourceError::SetBack(handle.name.clone()));
         }
         let name = consumer_name(ownership.partition, ownership.epoch, generation);

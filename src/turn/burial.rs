@@ -24,6 +24,15 @@ impl Turns {
     /// together end together, with one notice.
     pub(super) async fn bury(&self, task: &Task, failure: &Failure) -> Step<Vec<Committed>> {
         let burst = Burst::read(task).ok();
+        let journal = burst.as_ref().map(Burst::first_turn_id);
+        let steps = match journal {
+            Some(journal) => self.readable_steps(journal).await?,
+            None => Vec::new(),
+        };
+        // What came when its attempts had begun was part of none of them.
+        if let Some(tried) = burst.as_ref().map(|burst| burst.held_to(&steps)).transpose()?.flatten() {
+            return Box::pin(self.bury(&tried, failure)).await;
+        }
         let envelope = burst.as_ref().map(|burst| &burst.envelope);
         let key = envelope.map(|envelope| envelope.key.clone());
         let key = match key.map_or_else(|| task.message().lane.parse(), Ok) {
@@ -44,8 +53,7 @@ impl Turns {
             ..frame(task, key.clone(), turn_id, received_at)
         };
         // What its tools did stays known, though nothing of it is in the history.
-        let journal = burst.as_ref().map_or(turn_id, Burst::first_turn_id);
-        let steps = self.readable_steps(journal).await?;
+        let journal = journal.unwrap_or(turn_id);
         let bot = self.bots.get(&*key.bot).map(|settings| &settings.bot);
         TurnRecord::of(&steps, || Value::Null, bot).keep_in(&mut commit, journal);
         if let Some(text) = self.notice(&key, failure) {

@@ -46,6 +46,7 @@ struct GlancedEvent {
     album_id: Option<Arc<str>>,
     #[serde(default)]
     payload: Option<IgnoredAny>,
+    command: Option<IgnoredAny>,
     #[serde(default)]
     platform_message_id: Option<Arc<str>>,
 }
@@ -73,7 +74,8 @@ pub(super) fn label(message: &StreamMessage) -> Label {
             Some("said" | "taken" | "returned") => Label::Opaque,
             _ => Label::Aside,
         },
-        ("message", _) if event.payload.is_some() => Label::Pressed,
+        // A command is answered by itself, whatever is said around it.
+        ("message", _) if event.payload.is_some() || event.command.is_some() => Label::Pressed,
         ("message", _) => Label::Said { album: event.album_id, id: event.platform_message_id },
         _ => Label::Opaque,
     }
@@ -114,35 +116,45 @@ impl<'a> Burst<'a> {
         for index in 0..self.earlier.len() {
             let (amending, envelope) = &self.earlier[index];
             if envelope.notice == Some(Notice::Stop) && amending.sequence > self.task.message().sequence {
+                // Only an answer can be stopped.
+                if said(&self.envelope).is_none() {
+                    continue;
+                }
                 let amending = *amending;
                 let said_before = self.earlier[..index].iter().filter(|(_, envelope)| said(envelope).is_some());
                 let stopped = said_before.map(|(message, _)| *message).chain([self.task.message(), amending]);
                 self.deleted.extend(stopped);
                 continue;
             }
-            let Some(amendment) = envelope.amendment.clone() else { continue };
-            let amending = *amending;
-            let answered = (self.task.message(), &mut self.envelope);
-            let others = self.earlier.iter_mut().map(|(message, envelope)| (*message, envelope));
-            let mut before = others.chain([answered]).filter(|(message, _)| message.sequence < amending.sequence);
-            let found = before.find_map(|(message, envelope)| match &mut envelope.event {
-                Event::Message(said) if said.platform_message_id.as_ref() == Some(&amendment.platform_message_id) => {
-                    Some((message, said))
-                }
-                _ => None,
-            });
-            match (found, amendment.replacement) {
-                (Some((_, said)), Some(replacement)) => {
-                    said.text = replacement.text;
-                    said.attachments = replacement.attachments.unwrap_or_else(|| std::mem::take(&mut said.attachments));
-                }
-                (Some((message, _)), None) => self.deleted.extend([message, amending]),
-                (None, replacement) => {
-                    self.unmet.push(Amendment { platform_message_id: amendment.platform_message_id, replacement });
-                }
+            let (amending, amendments) = (*amending, envelope.amendments());
+            for amendment in amendments {
+                self.apply(amending, amendment);
             }
         }
-        self.unmet.extend(self.envelope.amendment.clone());
+        self.unmet.extend(self.envelope.amendments());
+    }
+
+    /// One amendment, by this event.
+    fn apply(&mut self, amending: &'a Arc<StreamMessage>, amendment: Amendment) {
+        let answered = (self.task.message(), &mut self.envelope);
+        let others = self.earlier.iter_mut().map(|(message, envelope)| (*message, envelope));
+        let mut before = others.chain([answered]).filter(|(message, _)| message.sequence < amending.sequence);
+        let found = before.find_map(|(message, envelope)| match &mut envelope.event {
+            Event::Message(said) if said.platform_message_id.as_ref() == Some(&amendment.platform_message_id) => {
+                Some((message, said))
+            }
+            _ => None,
+        });
+        match (found, amendment.replacement) {
+            (Some((_, said)), Some(replacement)) => {
+                said.text = replacement.text;
+                said.attachments = replacement.attachments.unwrap_or_else(|| std::mem::take(&mut said.attachments));
+            }
+            (Some((message, _)), None) => self.deleted.extend([message, amending]),
+            (None, replacement) => {
+                self.unmet.push(Amendment { platform_message_id: amendment.platform_message_id, replacement });
+            }
+        }
     }
 
     /// What became of messages that are none of these: they had their turns, or are yet to have them.

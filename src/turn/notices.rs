@@ -14,8 +14,8 @@ use super::{Loaded, Open, Step, Turns, away};
 use crate::message::{
     Amendment, Author, Channel, ConversationKey, ConversationStatus, Envelope, Notice, Role, TerminalState, Timestamp,
 };
-use crate::scheduler::Task;
-use crate::store::{Committed, ConversationPatch, NewFeedback, NewMessage, SendResult, StoreError, TurnCommit};
+use crate::scheduler::{Task, Verdict};
+use crate::store::{Committed, ConversationPatch, Found, NewFeedback, NewMessage, SendResult, StoreError, TurnCommit};
 
 /// Where a conversation's metadata say which channel made the bot silent.
 const PAUSED_BY: &str = "paused_by";
@@ -41,19 +41,12 @@ impl Turns {
                 };
                 self.store.record_feedback(&feedback).await
             }
-            Notice::Deleted { platform_message_ids } => {
-                for conversation in self.store.erase_messages(key, platform_message_ids).await? {
-                    self.cache.invalidate(conversation).await;
-                }
-                Ok(())
-            }
             Notice::Arrived { delivery_id, platform_message_id } => {
                 self.confirm(key, *delivery_id, platform_message_id.clone()).await
             }
-            // The lane's affair: the turn that was running has ended.
-            Notice::Stop => Ok(()),
-            // Recorded with the event.
-            Notice::Said { .. } | Notice::Taken | Notice::Returned => Ok(()),
+            // These are the affair of the lane, whose running turn has ended; of the burst, and of what is stored; and of the
+            // event's own commit.
+            Notice::Stop | Notice::Deleted { .. } | Notice::Said { .. } | Notice::Taken | Notice::Returned => Ok(()),
         }
     }
 
@@ -72,7 +65,7 @@ impl Turns {
             Loaded::Open(loaded) => loaded,
         };
         if *notice == Notice::Returned {
-            self.give_back(&loaded).await?;
+            self.give_back(task, &loaded).await?;
             return self.ignore(task, envelope, reason).await;
         }
         let commit = silence(task, envelope, &loaded, notice, reason);
@@ -95,20 +88,17 @@ impl Turns {
     }
 
     /// The bot answers again, unless a person has the conversation.
-    async fn give_back(&self, loaded: &Open) -> Step<()> {
-        let conversation = &loaded.conversation;
-        let is_paused = conversation.status == ConversationStatus::Human
-            && conversation.assignee.is_none()
-            && conversation.metadata.contains_key(PAUSED_BY);
-        if !is_paused {
-            return Ok(());
+    async fn give_back(&self, task: &Task, loaded: &Open) -> Step<()> {
+        if !self.store.owns(&task.ownership).await.map_err(|error| away(&error))? {
+            return Err(Box::new(Verdict::Fenced));
         }
         let patch = ConversationPatch {
             status: Some(ConversationStatus::Bot),
             metadata: Some(Map::from_iter([(PAUSED_BY.to_owned(), Value::Null)])),
+            only_if: Some(Found { status: ConversationStatus::Human, unassigned_with: Some(PAUSED_BY) }),
             ..ConversationPatch::default()
         };
-        let patched = self.store.patch_conversation(conversation.id, &patch, Timestamp::now()).await;
+        let patched = self.store.patch_conversation(loaded.conversation.id, &patch, Timestamp::now()).await;
         patched.map(drop).map_err(|error| away(&error))
     }
 
@@ -120,7 +110,8 @@ impl Turns {
             return Ok(());
         }
         let row = self.store.load_turn(&envelope.key, &envelope.dedupe_id).await.map_err(|error| away(&error))?;
-        let Some(conversation) = row.conversation else { return Ok(()) };
+        // One that comes again must not undo what came after it.
+        let Some(conversation) = row.conversation.filter(|_| row.already.is_none()) else { return Ok(()) };
         for Amendment { platform_message_id, replacement } in amendments {
             let amended = self.store.amend_message(conversation.id, platform_message_id, replacement.as_ref()).await;
             if amended.map_err(|error| away(&error))? {
@@ -136,6 +127,7 @@ pub(crate) fn paused(channel: Channel) -> ConversationPatch {
     ConversationPatch {
         status: Some(ConversationStatus::Human),
         metadata: Some(Map::from_iter([(PAUSED_BY.to_owned(), json!(channel))])),
+        only_if: Some(Found { status: ConversationStatus::Bot, unassigned_with: None }),
         ..ConversationPatch::default()
     }
 }

@@ -1,13 +1,14 @@
 //! "Seen" and "is typing", shown in the chat of a turn, the latter for as long as it runs.
 //!
 //! Refuses to matter: a turn never waits for it and never fails with it, and nothing of it is recorded. Invariant: at most one
-//! call at a time and per interval for a chat, none once the turn has ended.
+//! call at a time and per interval for a chat, none once the turn has ended, and of all chats a bounded number.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use moka::future::Cache;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::channel::{self, Answer};
@@ -22,6 +23,10 @@ const BEGIN_AFTER: Duration = Duration::from_millis(300);
 /// A call that takes longer comes too late to be of use.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Calls at once, of all bots. When so many are on their way already, the next ones are left out: with tens of thousands of
+/// turns at once they would take more of the platform's patience, and of memory, than the replies.
+const CALLS_MAX: usize = 64;
+
 /// Chats whose last call is remembered, for longer than any interval: more than turns can run at once.
 const CHATS_MAX: u64 = 16_384;
 const REMEMBERED: Duration = Duration::from_secs(60);
@@ -30,6 +35,7 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub struct Typing {
     platforms: Arc<Platforms>,
+    calls: Arc<Semaphore>,
     /// When a chat may be shown it again.
     due: Cache<ConversationKey, Instant>,
 }
@@ -37,7 +43,8 @@ pub struct Typing {
 impl Typing {
     #[must_use]
     pub fn new(platforms: Arc<Platforms>) -> Self {
-        Self { platforms, due: Cache::builder().max_capacity(CHATS_MAX).time_to_live(REMEMBERED).build() }
+        let calls = Arc::new(Semaphore::new(CALLS_MAX));
+        Self { platforms, calls, due: Cache::builder().max_capacity(CHATS_MAX).time_to_live(REMEMBERED).build() }
     }
 
     /// Runs `work`, and shows meanwhile that the bot is typing, unless it shall not or its channel cannot.
@@ -60,13 +67,18 @@ impl Typing {
             tokio::time::sleep_until(due).await;
         }
         if let Some(seen) = channel::seen(bot, &key.peer) {
-            let called = self.platforms.call(bot, &seen, CALL_TIMEOUT).await;
+            let called = Box::pin(self.platforms.call(bot, &seen, CALL_TIMEOUT)).await;
             metric::typing(bot.channel(), called.status);
         }
         loop {
             let again_at = Instant::now() + typing.again_after;
+            let Ok(permit) = self.calls.try_acquire() else {
+                tokio::time::sleep_until(again_at).await;
+                continue;
+            };
             Box::pin(self.due.insert(key.clone(), again_at)).await;
             let called = Box::pin(self.platforms.call(bot, &typing.call, CALL_TIMEOUT)).await;
+            drop(permit);
             metric::typing(bot.channel(), called.status);
             let wait = match called.answer {
                 Answer::Sent { .. } => Duration::ZERO,

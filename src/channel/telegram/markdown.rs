@@ -1,7 +1,7 @@
 //! Markdown, as models write it, as a text and the entities that format it (Bot API 10.3, "MessageEntity").
 //!
 //! Refuses to write markup for Telegram to read: what is sent is the text that is meant, so no reply is refused because of an
-//! asterisk. Invariants: entities lie inside the text, begin and end between characters, and none lies across code; a text
+//! asterisk; and to make much of little, however deep its lists and wide its tables. Invariants: entities lie inside the text, begin and end between characters, and none lies across code; a text
 //! without any formatting stays as it was written.
 
 use pulldown_cmark::{CodeBlockKind, Event, HeadingLevel, LinkType, Options, Parser, Tag, TagEnd};
@@ -15,6 +15,12 @@ pub(super) struct Formatted {
     pub(super) text: String,
     pub(super) entities: Vec<Entity>,
 }
+
+/// Lists further in than this are not shown further in.
+const LEVELS_SHOWN: usize = 8;
+
+/// A table that is this many times as long in columns as without is shown without.
+const TABLE_GROWTH_MAX: usize = 4;
 
 /// A line across.
 const RULE: &str = "———";
@@ -143,7 +149,7 @@ impl Page {
     /// The mark of a list's next item, on a line of its own, further in for a list inside a list.
     fn item(&mut self) {
         self.gap = self.gap.max(1);
-        let indent = "  ".repeat(self.lists.len().saturating_sub(1));
+        let indent = "  ".repeat(self.lists.len().saturating_sub(1).min(LEVELS_SHOWN));
         let mark = match self.lists.last_mut() {
             Some(Some(number)) => {
                 let mark = format!("{indent}{number}. ");
@@ -171,14 +177,18 @@ impl Page {
         let width = |text: &str| text.graphemes(true).count();
         let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
         let widest = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| width(cell)).max();
-        let widths: Vec<usize> = (0..columns).map(|column| widest(column).unwrap_or(0)).collect();
+        let mut widths: Vec<usize> = (0..columns).map(|column| widest(column).unwrap_or(0)).collect();
+        let written: usize = rows.iter().flatten().map(|cell| width(cell) + 1).sum();
+        if widths.iter().sum::<usize>().saturating_mul(rows.len() + 1) > written.saturating_mul(TABLE_GROWTH_MAX) {
+            widths.fill(0);
+        }
         let line = |row: &Vec<String>| {
             let cells = row.iter().zip(&widths);
             let padded = cells.map(|(cell, full)| format!("{cell}{}", " ".repeat(full.saturating_sub(width(cell)))));
             padded.collect::<Vec<_>>().join(" | ").trim_end().to_owned()
         };
         let mut lines: Vec<String> = rows.iter().map(line).collect();
-        if lines.len() > 1 {
+        if lines.len() > 1 && widths.iter().any(|width| *width > 0) {
             let dashes: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
             lines.insert(1, dashes.join("-+-"));
         }

@@ -134,7 +134,7 @@ impl<W: Work> Engine<W> {
         match verdict {
             Verdict::Done(receipts) => self.settle(ended, &receipts, leaving),
             // Its lane ends with it: the messages are the next owner's.
-            _ if leaving => self.lanes.abandon(key, track),
+            _ if leaving => self.abandon(ended),
             Verdict::Failed { failure, after } => {
                 let pause = self.next_pause(ended).max(after.unwrap_or_default());
                 tracing::warn!(
@@ -192,7 +192,7 @@ impl<W: Work> Engine<W> {
             partition.publish();
         }
         if leaving {
-            self.lanes.abandon(key, track);
+            self.abandon(ended);
         } else if done.is_empty() {
             debug_assert!(false, "work that is done has a receipt");
             let pause = self.next_pause(ended);
@@ -205,6 +205,13 @@ impl<W: Work> Engine<W> {
             }
             self.refill(key);
         }
+    }
+
+    /// The lane's messages are somebody else's from now on.
+    fn abandon(&mut self, ended: &Ended) {
+        self.lanes.abandon(&ended.key, ended.track);
+        self.backoffs.remove(&(Arc::clone(&ended.key), ended.track));
+        self.blockers.remove(&ended.key);
     }
 
     /// Has parked messages of the lane read, if there are any and there is room.

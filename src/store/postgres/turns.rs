@@ -17,12 +17,12 @@ impl Postgres {
     /// Reads what a group of turns needs to begin; in its order. The limits keep the planner from reading whole tables.
     pub(in crate::store) async fn load_turns(&self, loads: &[Load]) -> Result<Vec<TurnContextRow>, StoreError> {
         const LOAD: &str = concat!(
-            "SELECT t.id AS turn_id, t.state, f.filed_under, ",
+            "SELECT t.id AS turn_id, t.state, f.filed_under, f.was_unreachable, ",
             conversation_columns!(),
             " FROM UNNEST($1, $2, $3, $4, $5) WITH ORDINALITY AS wanted (dedupe_id, channel, bot, peer, id, place) \
              LEFT JOIN LATERAL (SELECT id, state FROM turns WHERE dedupe_id = wanted.dedupe_id LIMIT 1) t ON TRUE \
-             LEFT JOIN LATERAL (SELECT state ->> 'filed_under' AS filed_under FROM chats WHERE channel = wanted.channel \
-                 AND bot = wanted.bot AND peer = wanted.peer LIMIT 1) f ON TRUE \
+             LEFT JOIN LATERAL (SELECT state ->> 'filed_under' AS filed_under, state ->> 'unreachable' AS was_unreachable \
+                 FROM chats WHERE channel = wanted.channel AND bot = wanted.bot AND peer = wanted.peer LIMIT 1) f ON TRUE \
              LEFT JOIN LATERAL ( \
                  (SELECT * FROM conversations WHERE id = wanted.id AND channel = wanted.channel AND bot = wanted.bot \
                   LIMIT 1) \

@@ -98,20 +98,6 @@ impl Sqlite {
         let found = find.fetch_all(&self.readers).await.map_err(refused("look up feedback"))?;
         found.iter().map(rows::feedback).collect()
     }
-
-    pub(in crate::store) async fn erase_messages(
-        &self,
-        key: &ConversationKey,
-        platform_message_ids: &[String],
-    ) -> Result<Vec<Uuid>, StoreError> {
-        const ERASE: &str = "UPDATE messages SET content = '', attachments = NULL \
-             WHERE conversation_id IN (SELECT id FROM conversations WHERE channel = $1 AND bot = $2 AND peer = $3) \
-                 AND role = 'user' AND platform_message_id IN (SELECT value FROM json_each($4)) RETURNING conversation_id";
-        let erase = sqlx::query(ERASE).bind(key.channel.as_str()).bind(&*key.bot).bind(key.peer.to_string());
-        let erase = erase.bind(json!(platform_message_ids));
-        let erased = erase.fetch_all(&self.writer).await.map_err(refused("erase messages"))?;
-        erased.iter().map(|row| rows::uuid(row, "conversation_id")).collect()
-    }
 }
 
 /// The chat's state; nobody else changes it until the transaction ends.

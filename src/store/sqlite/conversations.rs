@@ -127,6 +127,9 @@ impl Sqlite {
         let Some(current) = transaction.lock_conversations(&[id]).await?.remove(&id) else {
             return Ok(None);
         };
+        if !patch.applies_to(&current) {
+            return Ok(Some(current));
+        }
         if matches!(patch.status, Some(ConversationStatus::Human | ConversationStatus::Closed)) {
             transaction.cancel_actions(&[id]).await.map_err(&refused)?;
         }

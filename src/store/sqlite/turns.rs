@@ -18,7 +18,7 @@ impl Sqlite {
     /// Reads what a group of turns needs to begin; in its order.
     pub(in crate::store) async fn load_turns(&self, loads: &[Load]) -> Result<Vec<TurnContextRow>, StoreError> {
         const LOAD: &str = concat!(
-            "SELECT t.id AS turn_id, t.state, f.state ->> 'filed_under' AS filed_under, ",
+            "SELECT t.id AS turn_id, t.state, f.state ->> 'filed_under' AS filed_under, f.state ->> 'unreachable' AS was_unreachable, ",
             conversation_columns!(),
             " FROM jsonb_each($1) AS wanted LEFT JOIN turns t ON t.dedupe_id = wanted.value ->> 0 \
              LEFT JOIN chats f ON f.channel = wanted.value ->> 1 AND f.bot = wanted.value ->> 2 \
