@@ -15,7 +15,7 @@ use turnwise::message::{
     Platform, Role, TerminalState, Timestamp,
 };
 use turnwise::store::{
-    ChatState, CommitOutcome, Committed, Conversation, ConversationFilter, ConversationPatch, IdempotencyClaim,
+    ChatState, CommitOutcome, Committed, Conversation, ConversationFilter, ConversationPatch, Found, IdempotencyClaim,
     MergedMessage, NewConversation, NewMessage, Ownership, PendingDelivery, Position, Receipt, SendResult, SendStart,
     Store, StoreError, TurnCommit, TurnTimings,
 };
@@ -217,9 +217,19 @@ async fn changes_made_while_a_turn_runs_survive_it(database: &Database) {
         status: Some(ConversationStatus::Human),
         assignee: Some(Some("maria".to_owned())),
         metadata: Some(object(json!({"vip": true, "form": {"name": "Ann"}, "cart": {"paid": true, "items": 2}}))),
+        only_if: Some(Found { status: ConversationStatus::Bot, unassigned_with: None }),
     };
     let patched = store.patch_conversation(id, &patch, at(90)).await.unwrap().unwrap();
-    assert_eq!(store.conversation(id).await.unwrap(), Some(patched));
+    assert_eq!(store.conversation(id).await.unwrap(), Some(patched.clone()));
+    for found in [
+        Found { status: ConversationStatus::Bot, unassigned_with: None },
+        Found { status: ConversationStatus::Human, unassigned_with: Some("vip") },
+    ] {
+        let taken_back =
+            ConversationPatch { status: Some(ConversationStatus::Bot), only_if: Some(found), ..patch.clone() };
+        let unchanged = store.patch_conversation(id, &taken_back, at(91)).await.unwrap();
+        assert_eq!(unchanged, Some(patched.clone()), "it is otherwise than {found:?}");
+    }
     committed(store.commit(second.clone()).await.unwrap());
 
     let conversation = store.conversation(id).await.unwrap().unwrap();
@@ -562,7 +572,7 @@ async fn conversations_are_listed_in_pages(database: &Database) {
     let human = ConversationPatch {
         status: Some(ConversationStatus::Human),
         assignee: Some(Some("maria".to_owned())),
-        metadata: None,
+        ..ConversationPatch::default()
     };
     store.patch_conversation(made[3].id, &human, at(100)).await.unwrap();
     made[3].created_at = at(100);

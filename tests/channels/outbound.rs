@@ -283,10 +283,11 @@ fn http_answers() {
     for status in [200, 202, 204, 299] {
         check(status, None, Answer::Sent { platform_message_id: None });
     }
-    for status in [301, 308, 400, 401, 404, 408, 422, 500, 501] {
+    for status in [301, 308, 400, 401, 404, 408, 422, 500, 501, 502] {
         check(status, None, Answer::NotSent { error: error(status) });
     }
-    for status in [429, 502, 503, 504] {
+    check(504, None, Answer::Uncertain { error: error(504) });
+    for status in [429, 503] {
         let wait = |seconds| Answer::RetryAfter {
             delay: Duration::from_secs(seconds),
             scope: Scope::Bot,

@@ -148,8 +148,10 @@ fn stored_messages_are_as_people_left_them() {
         with(5, 'i', "notice", json!({ "type": "said", "text": "a person" })),
         with(6, 'i', "notice", json!({ "type": "said", "text": "" })),
         message(&key, 'a', 7),
+        with(8, 'a', "event", said("m8")),
+        with(9, 'i', "notice", json!({ "type": "deleted", "platform_message_ids": ["m8", "m9"] })),
     ];
-    let answered = [1, 2, 7].map(Uuid::from_u128);
+    let answered = [1, 2, 7, 8].map(Uuid::from_u128);
     let parts = answered.into_iter().map(|turn_id| (turn_id, vec![part(&key, 'a', turn_id)])).collect();
     let (letters, bots) = (HashMap::new(), BTreeMap::new());
     let ownership = Ownership { stream: 1, partition: 0, epoch: 1 };
@@ -166,6 +168,8 @@ fn stored_messages_are_as_people_left_them() {
         ("bot", "answer"),
         ("agent", "a person"),
         ("user", "hi"),
+        ("bot", "answer"),
+        ("user", "[deleted]"),
         ("bot", "answer"),
     ];
     assert_eq!(stored, expected);

@@ -487,6 +487,36 @@ fn parked_messages_are_counted_until_they_are_read_again_or_somebody_elses() {
 }
 
 #[test]
+fn a_stop_ends_the_turn_that_runs_whichever_attempt_it_is_and_no_other() {
+    let mut lanes = lanes(Burst::Queue, 2);
+    let (now, key): (_, LaneKey) = (Instant::now(), "web.bot.user-0".into());
+    let admit = |lanes: &mut Lanes, sequence, label| lanes.admit(&key, Slot { partition: 0, sequence }, label, now);
+    let start = |lanes: &mut Lanes| match lanes.start(now) {
+        Some(super::Step::Run(start)) => (start.sequences, start.amendments, start.attempt),
+        other => panic!("{other:?}"),
+    };
+    admit(&mut lanes, 1, plain());
+    assert_eq!(start(&mut lanes), (vec![1], vec![], 1));
+    lanes.failed(&key, Track::Turn, true);
+    lanes.resume(&key, Track::Turn);
+    assert_eq!(start(&mut lanes), (vec![1], vec![], 2));
+    assert!(matches!(admit(&mut lanes, 2, Label::Stops), Admission::Waiting { interrupts: true, .. }));
+    lanes.interrupted(&key);
+    assert_eq!(start(&mut lanes), (vec![1], vec![2], 2), "the stop is part of what is run again");
+    lanes.done(&key, Track::Turn, &[1, 2]);
+
+    for sequence in 3..=4 {
+        admit(&mut lanes, sequence, plain());
+    }
+    assert_eq!(start(&mut lanes), (vec![3], vec![], 1));
+    assert_eq!(admit(&mut lanes, 5, Label::Stops), Admission::Parked { opens: true });
+    lanes.done(&key, Track::Turn, &[3]);
+    assert!(lanes.refill(&key).is_some());
+    lanes.refilled(&key, vec![(5, Label::Stops)], 6, now);
+    assert_eq!(start(&mut lanes), (vec![4], vec![], 1), "what it would have ended has ended before");
+}
+
+#[test]
 fn an_interrupted_turn_starts_again_with_both_and_runs_to_its_end_in_the_end() {
     let mut lanes = lanes(Burst::Interrupt, 64);
     let (now, key): (_, LaneKey) = (Instant::now(), "web.bot.user-0".into());

@@ -56,6 +56,41 @@ fn what_callers_and_the_responder_say_of_metadata_is_kept_apart_and_in_order() {
     assert_eq!(commit.metadata_patches, expected);
 }
 
+#[test]
+fn what_was_taken_back_is_not_answered_with_what_came_around_it() {
+    let said = |turn: u128, id: &str| {
+        let mut envelope = envelope(turn, &Value::Null);
+        envelope["event"]["platform_message_id"] = json!(id);
+        StreamMessage { sequence: u64::try_from(turn).unwrap_or_default(), ..message(id, &envelope) }
+    };
+    let ignored = |turn: u128, notice: Value| {
+        let mut envelope = envelope(turn, &Value::Null);
+        envelope["event"] = json!({ "type": "ignored", "kind": "k", "reason": "r" });
+        envelope["notice"] = notice;
+        StreamMessage { sequence: u64::try_from(turn).unwrap_or_default(), ..message(&turn.to_string(), &envelope) }
+    };
+    let deletion = ignored(2, json!({ "type": "deleted", "platform_message_ids": ["m1", "m0"] }));
+    let task = task(vec![said(1, "m1"), deletion, said(3, "m3")]);
+    let Ok(burst) = Burst::read(&task) else { unreachable!("{task:?}") };
+    let deleted: Vec<u64> = burst.deleted().iter().map(|message| message.sequence).collect();
+    assert_eq!(deleted, [1, 2], "the message and what took it back");
+    let unmet: Vec<&str> = burst.unmet().map(|unmet| unmet.platform_message_id.as_str()).collect();
+    assert_eq!(unmet, ["m0"], "of an earlier turn");
+
+    let mut notice = super::tests::task(vec![ignored(4, json!({ "type": "reachable" }))]);
+    notice.amendments = vec![Arc::new(ignored(5, json!({ "type": "stop" })))];
+    let Ok(burst) = Burst::read(&notice) else { unreachable!("{notice:?}") };
+    assert!(burst.deleted().is_empty(), "only an answer can be stopped");
+
+    let command = |event: Value| {
+        let mut envelope = envelope(1, &Value::Null);
+        envelope["event"] = event;
+        label(&message("a", &envelope))
+    };
+    assert_eq!(command(json!({ "type": "message", "text": "/help", "command": "help" })), Label::Pressed);
+    assert!(matches!(command(json!({ "type": "message", "text": "help" })), Label::Said { .. }));
+}
+
 fn settings() -> Settings {
     let config = Config::development(Path::new("/"), ([127, 0, 0, 1], 0).into(), "demo.toml".into());
     Settings { bot: config.bots["web"].clone(), budget: Budget { messages: 1, tokens: 1 } }

@@ -79,3 +79,15 @@ fn offsets_count_units_of_utf_16() {
     assert_eq!(text, "😀 👍 ok");
     assert_eq!(entities, [Entity { offset: 3, length: 5, style: Style::Bold }]);
 }
+
+/// However deep its lists and wide its tables: a little that is said does not become much.
+#[test]
+fn what_is_shown_is_not_much_longer_than_what_was_written() {
+    let deep = format!("{}**x**", "- ".repeat(2_040));
+    let wide = format!("**x**\n\n|{}|b|\n|-|-|\n{}", "w".repeat(2_000), "|a|b|\n".repeat(300));
+    for source in [deep, wide] {
+        let Formatted { text, entities } = render(&source);
+        assert!(!entities.is_empty(), "formatting is what makes another text of it");
+        assert!(units(&text) < 12 * units(&source), "{} of {}", units(&text), units(&source));
+    }
+}
