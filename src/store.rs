@@ -80,18 +80,19 @@ impl Backend {
     }
 }
 
-/// Runs a verb on whichever database this is, `unbounded` for as long as that takes.
+/// Runs a verb on whichever database this is, `unbounded` for as long as that takes. A transaction's future takes kilobytes, and
+/// those of callers would hold it for as long as they live, tens of thousands at once; so it is on the heap while it runs.
 macro_rules! on {
     ($store:ident.$verb:ident($($argument:expr),*)) => {
         match &$store.backend {
-            Backend::Postgres(database) => answered(stringify!($verb), database.$verb($($argument),*)).await,
-            Backend::Sqlite(database) => database.$verb($($argument),*).await,
+            Backend::Postgres(database) => answered(stringify!($verb), Box::pin(database.$verb($($argument),*))).await,
+            Backend::Sqlite(database) => Box::pin(database.$verb($($argument),*)).await,
         }
     };
     (unbounded $store:ident.$verb:ident($($argument:expr),*)) => {
         match &$store.backend {
-            Backend::Postgres(database) => database.$verb($($argument),*).await,
-            Backend::Sqlite(database) => database.$verb($($argument),*).await,
+            Backend::Postgres(database) => Box::pin(database.$verb($($argument),*)).await,
+            Backend::Sqlite(database) => Box::pin(database.$verb($($argument),*)).await,
         }
     };
 }
