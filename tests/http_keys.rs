@@ -54,6 +54,11 @@ fn says(text: &str) -> Play {
     Play { status: 200, headers: vec![("content-type", "application/json")], steps: vec![Step::Bytes(body.into())] }
 }
 
+/// Will not have it, whatever is tried.
+fn refuses() -> Play {
+    Play { status: 400, headers: Vec::new(), steps: vec![Step::Bytes("{}".into())] }
+}
+
 /// Says it when told to.
 fn says_after(go: &Arc<Notify>, text: &str) -> Play {
     let mut play = says(text);
@@ -167,5 +172,45 @@ async fn an_edit_during_a_crash_does_not_change_what_was_asked() {
     deployment.settled(4, PATIENCE).await;
     let states: Vec<_> = deployment.ledger.turns().await.into_iter().map(|turn| turn.state).collect();
     assert_eq!(states, ["answered", "answered", "ignored", "answered"]);
+    deployment.turnwise.assert_audit_clean().await;
+}
+
+/// A message comes while the process is down, and the turn that was begun before is refused for good when it is tried again: it
+/// alone is given up, because nobody was ever asked about the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_never_tried_is_not_given_up_with_what_was() {
+    let go = Arc::new(Notify::new());
+    let plays = [silence(), silence(), says_after(&go, "before"), refuses(), says("said"), says("said")];
+    let (mut deployment, mut wire) = start(Backend::Sqlite, plays, |configuration| {
+        configuration.set(&format!("bots.{BOT}"), "burst", "\"collect\"");
+    })
+    .await;
+    deployment.telegram.send(BOB, "before");
+    next(&mut wire).await;
+    deployment.telegram.send(ANN, "one");
+    let asked = next(&mut wire).await;
+    deployment.turnwise.kill9().await;
+    // One turn at a time: that of the first message holds the other up until all of its messages are there.
+    deployment.turnwise.reconfigure(|configuration| {
+        configuration.set(&format!("bots.{BOT}"), "max_turns", "1");
+    });
+    deployment.turnwise.start_again().await;
+    assert_eq!(next(&mut wire).await.1, ["before"]);
+    deployment.telegram.send(ANN, "two");
+    deployment.telegram.all_taken(PATIENCE).await;
+    deployment.telegram.send(CAROL, "after");
+    eventually("all three lanes", PATIENCE, async || {
+        let metrics = http_client().get(deployment.turnwise.url("/metrics")).send().await.unwrap();
+        metrics.text().await.unwrap().lines().any(|line| line == "turnwise_lanes 3").then_some(())
+    })
+    .await;
+    go.notify_one();
+    assert_eq!(next(&mut wire).await, asked, "the turn that was begun, as it was");
+    let mut others = vec![next(&mut wire).await.1, next(&mut wire).await.1];
+    others.sort();
+    assert_eq!(others, [["after"], ["two"]]);
+    deployment.settled(4, PATIENCE).await;
+    let states: Vec<_> = deployment.ledger.turns().await.into_iter().map(|turn| turn.state).collect();
+    assert_eq!(states, ["answered", "dead_lettered", "answered", "answered"]);
     deployment.turnwise.assert_audit_clean().await;
 }
