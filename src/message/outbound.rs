@@ -11,7 +11,8 @@ use super::{ConversationKey, Peer, Timestamp};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Button {
     pub label: String,
-    /// Comes back in [`InboundMessage::payload`](super::InboundMessage::payload); at most 64 bytes (Telegram's limit for callback data).
+    /// Comes back in [`InboundMessage::payload`](super::InboundMessage::payload); at most 64 bytes (Telegram's limit for callback
+    /// data).
     pub payload: String,
 }
 
