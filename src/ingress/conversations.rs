@@ -391,7 +391,7 @@ impl From<Conversation> for ConversationView {
 }
 
 /// A moment in microseconds and a conversation's id, as JSON Schema reads it (ECMA-262).
-const CURSOR: &str = "^-?[0-9]{1,18}\\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$";
+pub(super) const CURSOR: &str = "^-?[0-9]{1,18}\\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$";
 
 /// The place of the last row seen; opaque to callers.
 fn write_cursor(conversation: &Conversation) -> String {

@@ -16,7 +16,8 @@ use uuid::Uuid;
 
 use super::access::{Access, Caller};
 use super::body::{self, Fields, not_null, text};
-use super::conversations::{PAGE_MAX, limit, read_cursor};
+use super::chat::request::NAME;
+use super::conversations::{CURSOR, PAGE_MAX, limit, read_cursor};
 use super::extract::{Parameters, Segment};
 use super::openapi::{Operation, Routes, Security};
 use super::problem::Problem;
@@ -71,7 +72,7 @@ struct ListQuery {
     #[schemars(with = "Option<u32>", range(min = 1, max = PAGE_MAX), transform = not_null)]
     limit: Option<String>,
     /// The `next_cursor` of the page before.
-    #[schemars(transform = not_null)]
+    #[schemars(regex(pattern = CURSOR), transform = not_null)]
     cursor: Option<String>,
 }
 
@@ -156,10 +157,10 @@ async fn totals(State(ingress): Shared, headers: HeaderMap) -> Result<Response, 
 struct Word {
     outcome: Outcome,
     /// Who says so.
-    #[schemars(length(min = 1, max = WORDS_CHARS_MAX))]
+    #[schemars(length(min = 1, max = WORDS_CHARS_MAX), regex(pattern = NAME))]
     actor: String,
     /// Why.
-    #[schemars(length(min = 1, max = WORDS_CHARS_MAX))]
+    #[schemars(length(min = 1, max = WORDS_CHARS_MAX), regex(pattern = NAME))]
     reason: String,
 }
 
