@@ -251,8 +251,7 @@ impl Egress {
             let Some(call) = channel::call(bot, part, &without) else {
                 return Answer::Failed { error: "this peer cannot be written to".to_owned(), unreachable: true };
             };
-            let answer = self.call(bot, &call, attempt, permit.take()).await;
-            match answer {
+            match self.call(bot, &call, attempt, permit.take()).await {
                 Answer::Spoiled { by, error } if !without.contains(&by) => {
                     tracing::warn!(
                         bot = bot.name,
