@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::engine::{Arrived, Event};
 use super::partitions::Shared;
 use super::{SchedulerError, Work};
+use crate::cluster::Doubt;
 use crate::store::{Receipt as _, Store};
 use crate::stream::{self, Delivery, Source, SourceError, StreamHandle, StreamMessage, consumer_name};
 use crate::telemetry::{chain, metric};
@@ -61,27 +62,27 @@ impl<W: Work> Feeder<W> {
     /// there when it took over.
     async fn open(&self, generation: u32) -> Result<Source, Event<W::Receipt>> {
         let ownership = self.partition.ownership;
-        let mut pause = patience();
-        let mut set_back_since = None;
+        let mut backoff = patience();
+        let mut doubt = Doubt::default();
         let source = loop {
             let (after, seen) = (self.partition.watermark(), self.partition.highest());
-            match Source::open(&self.handle, ownership, generation, after, seen).await {
+            let pause = match Source::open(&self.handle, ownership, generation, after, seen).await {
                 Ok(source) => break source,
-                Err(error @ SourceError::OtherIncarnation(_)) => {
-                    return Err(Event::Broken(SchedulerError::StreamReplaced(error.to_string())));
-                }
-                Err(error @ SourceError::SetBack(_))
-                    if set_back_since.is_some_and(|since: Instant| since.elapsed() >= SET_BACK_PATIENCE) =>
-                {
-                    return Err(Event::Broken(SchedulerError::StreamReplaced(error.to_string())));
+                Err(error @ SourceError::OtherIncarnation(_)) => return Err(broken(&error)),
+                Err(error @ SourceError::SetBack(_)) => {
+                    if doubt.is_over(Instant::now()) {
+                        return Err(broken(&error));
+                    }
+                    tracing::warn!(error = %chain(&error), "the stream is looked at again before that is believed");
+                    Doubt::PAUSE
                 }
                 Err(error) => {
-                    let is_set_back = matches!(error, SourceError::SetBack(_));
-                    set_back_since = is_set_back.then(|| set_back_since.unwrap_or_else(Instant::now));
+                    doubt = Doubt::default();
                     tracing::warn!(error = %chain(&error), "no consumer yet, will be tried again");
-                    tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE)).await;
+                    backoff.next_backoff().unwrap_or(MAX_PAUSE)
                 }
-            }
+            };
+            tokio::time::sleep(pause).await;
         };
         if self.still_owner().await {
             return Ok(source);
@@ -146,10 +147,11 @@ impl<W: Work> Feeder<W> {
     }
 }
 
-const MAX_PAUSE: Duration = Duration::from_secs(2);
+fn broken<R>(error: &SourceError) -> Event<R> {
+    Event::Broken(SchedulerError::StreamReplaced(error.to_string()))
+}
 
-/// In a cluster, a node that has just become the stream's leader may not have caught up with what it has.
-const SET_BACK_PATIENCE: Duration = Duration::from_secs(2);
+const MAX_PAUSE: Duration = Duration::from_secs(2);
 
 /// Waiting for a server to come back: quick at first, at most every two seconds, for ever.
 pub(super) fn patience() -> ExponentialBackoff {
