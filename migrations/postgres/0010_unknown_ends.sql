@@ -1,0 +1,6 @@
+-- What nobody saw the end of. The same as migrations/sqlite/0010_unknown_ends.sql.
+
+-- How many attempts at a delivery may have arrived without anybody knowing: once there is one, it can no longer be said to have
+-- failed.
+ALTER TABLE deliveries ADD COLUMN unclear_attempts BIGINT NOT NULL DEFAULT 0;
+UPDATE deliveries SET unclear_attempts = 1 WHERE status = 'uncertain';
