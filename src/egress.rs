@@ -274,8 +274,8 @@ impl Egress {
         let mut pause = patience();
         loop {
             let recorded = match news {
-                News::Moved { to } => self.store.move_chat(chat, to, Timestamp::now()).await,
-                News::Unreachable { error, at } => self.store.note_reachability(chat, Some(error), *at).await,
+                News::Moved { to } => self.store.move_chat(chat, to, Timestamp::now(), None).await,
+                News::Unreachable { error, at } => self.store.note_reachability(chat, Some(error), *at, None).await,
             };
             let Err(error) = recorded else { return true };
             tracing::warn!(error = %chain(&error), "what was learnt of a chat is not recorded yet");

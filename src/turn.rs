@@ -175,14 +175,14 @@ impl Turns {
             }
             // What has had effects can no longer be taken back.
             if !deleted.is_empty() && !steps.iter().any(is_effect) {
-                Box::pin(self.amend_stored(&burst)).await?;
+                Box::pin(self.amend_stored(task, &burst)).await?;
                 return Box::pin(self.withdraw(&task.only(deleted), &burst, &steps)).await;
             }
         }
         for (envelope, notice) in burst.notices() {
-            Box::pin(self.heed(envelope, notice)).await.map_err(|error| away(&error))?;
+            Box::pin(self.heed(task, envelope, notice)).await.map_err(|error| away(&error))?;
         }
-        Box::pin(self.amend_stored(&burst)).await?;
+        Box::pin(self.amend_stored(task, &burst)).await?;
         if let Event::Ignored { kind, reason } = &envelope.event {
             let reason = burst::ignored(kind, reason);
             return match &envelope.notice {
@@ -314,7 +314,7 @@ impl Turns {
         }
         if let Some(conversation) = row.conversation {
             if conversation.chat.unreachable.is_some() && matches!(envelope.event, Event::Message(_)) {
-                self.note_reachable(&conversation.key, envelope).await?;
+                self.note_reachable(task, &conversation.key, envelope).await?;
             }
             return Ok(Loaded::Open(Box::new(Open { conversation, new: None })));
         }
@@ -324,14 +324,15 @@ impl Turns {
         let mut new = new_conversation(envelope);
         new.key.peer = row.filed_under.unwrap_or(new.key.peer);
         if row.was_unreachable && matches!(envelope.event, Event::Message(_)) {
-            self.note_reachable(&new.key, envelope).await?;
+            self.note_reachable(task, &new.key, envelope).await?;
         }
         Ok(Loaded::Open(Box::new(Open { conversation: unsaved(&new), new: Some(new) })))
     }
 
     /// Who writes can be written to.
-    async fn note_reachable(&self, key: &ConversationKey, envelope: &Envelope) -> Step<()> {
-        self.store.note_reachability(key, None, envelope.received_at).await.map_err(|error| away(&error))
+    async fn note_reachable(&self, task: &Task, key: &ConversationKey, envelope: &Envelope) -> Step<()> {
+        let noted = self.store.note_reachability(key, None, envelope.received_at, Some(&task.ownership)).await;
+        noted.map_err(|error| away(&error))
     }
 
     /// A human agent's message: it has its place among the turns, but nobody is asked.
