@@ -36,6 +36,8 @@ pub struct Owned {
     pub takeover: Takeover,
     /// Everything at and below this sequence is done.
     pub after: u64,
+    /// Whoever had it before was gone without having given it back.
+    pub after_death: bool,
 }
 
 /// What the scheduler is told.

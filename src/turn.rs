@@ -18,6 +18,7 @@ use self::compose::{compose, frame, parts, unsaved};
 use self::decide::Decided;
 use self::progress::Audience;
 use self::record::TurnRecord;
+use self::suspects::{Asked, Suspects};
 use self::trace::{process_span, record_waits};
 use self::typing::Typing;
 use self::verdict::{Step, away, decode, hopeless};
@@ -29,7 +30,7 @@ use crate::responder::journal::is_effect;
 use crate::responder::{Responder, Responders};
 use crate::scheduler::bursts::Label;
 use crate::scheduler::{Failure, Task, Verdict, Work};
-use crate::store::{Committed, Conversation, JournalEntry, NewConversation, Store, StoreError, TurnCommit};
+use crate::store::{Committed, Conversation, JournalEntry, NewConversation, Ownership, Store, StoreError, TurnCommit};
 use crate::stream::{Publisher, StreamMessage};
 use crate::telemetry::metric;
 
@@ -48,6 +49,7 @@ mod notices;
 pub mod outbox;
 pub mod progress;
 mod record;
+pub mod suspects;
 mod trace;
 pub mod typing;
 mod verdict;
@@ -68,6 +70,7 @@ pub struct Turns {
     pub cache: HistoryCache,
     pub audience: Audience,
     pub typing: Typing,
+    pub suspects: Suspects,
     pub platforms: Arc<Platforms>,
     /// Messages read of a history: as many as the bot with the widest budget may send.
     pub history_messages: u32,
@@ -100,6 +103,10 @@ impl Work for Turns {
         Ok(settled)
     }
 
+    async fn outlived(&self, ownership: &Ownership, heads: &[Arc<StreamMessage>]) -> Result<(), StoreError> {
+        self.suspect(ownership, heads).await
+    }
+
     fn label(&self, message: &StreamMessage) -> Label {
         burst::label(message)
     }
@@ -109,14 +116,19 @@ impl Work for Turns {
     }
 
     async fn run(&self, task: &Task) -> Verdict<Committed> {
+        let asked = if task.is_refusal { Asked::Free } else { self.suspects.ask(&task.messages[0].message_id) };
+        if let Asked::Later(until) = asked {
+            return Verdict::Postponed { until };
+        }
         let span = process_span(task);
         record_waits(task);
         let started = std::time::Instant::now();
         let mut responder_time = Duration::ZERO;
         let verdict = async {
-            let ended = match task.is_refusal {
-                true => Box::pin(self.refuse(task)).await,
-                false => self.attempt(task, &mut responder_time).await,
+            let ended = match asked {
+                _ if task.is_refusal => Box::pin(self.refuse(task)).await,
+                Asked::Free => self.attempt(task, &mut responder_time).await,
+                asked => Box::pin(self.attempt_suspect(task, asked, &mut responder_time)).await,
             };
             match ended {
                 Ok(committed) => Verdict::Done(committed),

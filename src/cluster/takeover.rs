@@ -14,7 +14,7 @@ use crate::stream::{self as jetstream, LeftBehind, StreamError, StreamHandle};
 /// Consumers removed at once: enough to hide the round trips, few enough not to crowd the server.
 const REMOVALS_AT_ONCE: usize = 16;
 
-/// Takes over these partitions.
+/// Takes over these partitions. What became of the owners before is known to whoever asks for it.
 ///
 /// # Errors
 /// When the database or JetStream does not answer; taking over again is safe.
@@ -37,8 +37,8 @@ pub async fn take_over(handle: &StreamHandle, store: &Store, partitions: &[u16])
         .try_collect::<()>()
         .await
         .map_err(ClusterError::Stream)?;
-    let owned: Vec<Owned> =
-        takeovers.into_iter().map(|takeover| Owned { takeover, after: start_after(&takeover, &floors) }).collect();
+    let owned = |takeover| Owned { takeover, after: start_after(&takeover, &floors), after_death: false };
+    let owned: Vec<Owned> = takeovers.into_iter().map(owned).collect();
     tracing::info!(stream = handle.name, partitions = owned.len(), "partitions taken over");
     Ok(owned)
 }

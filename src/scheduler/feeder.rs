@@ -1,5 +1,6 @@
 //! Feeds one partition's messages into the loop and re-creates the consumer whenever something may have been missed.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub(super) struct Feeder<W: Work> {
     pub(super) store: Store,
     pub(super) partition: Arc<Shared>,
     pub(super) events: mpsc::Sender<Event<W::Receipt>>,
+    /// The partition's owner before died.
+    pub(super) after_death: bool,
 }
 
 impl<W: Work> Feeder<W> {
@@ -29,6 +32,8 @@ impl<W: Work> Feeder<W> {
     pub(super) async fn run(self) {
         let ownership = self.partition.ownership;
         let mut generation = 0;
+        // The lanes whose first open message was told of; of no use any more once all that the owner before had has come.
+        let mut left_behind = self.after_death.then(HashSet::new);
         loop {
             let mut source = match self.open(generation).await {
                 Ok(source) => source,
@@ -38,7 +43,7 @@ impl<W: Work> Feeder<W> {
             let recovering_until = source.last_sequence_before();
             let lost = loop {
                 match source.next().await {
-                    Ok(deliveries) => self.feed(deliveries, recovering_until).await,
+                    Ok(deliveries) => self.feed(deliveries, recovering_until, &mut left_behind).await,
                     Err(lost) => break lost,
                 }
             };
@@ -51,6 +56,7 @@ impl<W: Work> Feeder<W> {
                 return self.report(self.lost()).await;
             }
             generation += 1;
+            left_behind = None;
         }
     }
 
@@ -94,7 +100,12 @@ impl<W: Work> Feeder<W> {
         Err(self.lost())
     }
 
-    async fn feed(&self, deliveries: Vec<Delivery>, recovering_until: u64) {
+    async fn feed(
+        &self,
+        deliveries: Vec<Delivery>,
+        recovering_until: u64,
+        left_behind: &mut Option<HashSet<Arc<str>>>,
+    ) {
         let old: Vec<_> = deliveries
             .iter()
             .map(Delivery::message)
@@ -102,6 +113,17 @@ impl<W: Work> Feeder<W> {
             .map(Arc::clone)
             .collect();
         let mut receipts = if old.is_empty() { Vec::new() } else { self.settled(&old).await };
+        if let Some(lanes) = left_behind {
+            let is_open =
+                |message: &&Arc<StreamMessage>| !receipts.iter().any(|receipt| receipt.covers(&message.message_id));
+            let open = old.iter().filter(is_open);
+            let heads: Vec<_> =
+                open.filter(|message| lanes.insert(Arc::clone(&message.lane))).map(Arc::clone).collect();
+            self.outlived(&heads).await;
+        }
+        if old.len() < deliveries.len() {
+            *left_behind = None;
+        }
         let batch = deliveries
             .into_iter()
             .map(|delivery| {
@@ -125,6 +147,16 @@ impl<W: Work> Feeder<W> {
                     tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE)).await;
                 }
             }
+        }
+    }
+
+    async fn outlived(&self, heads: &[Arc<StreamMessage>]) {
+        let mut pause = patience();
+        while !heads.is_empty()
+            && let Err(error) = self.work.outlived(&self.partition.ownership, heads).await
+        {
+            tracing::warn!(error = %chain(&error), "what an owner died with cannot be recorded, will be tried again");
+            tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE)).await;
         }
     }
 

@@ -40,6 +40,7 @@ impl<W: Work> Engine<W> {
             store: self.store.clone(),
             partition: Arc::clone(&partition.shared),
             events: self.events.clone(),
+            after_death: owned.after_death,
         };
         let feeding = partition.feeding.clone();
         self.tasks.spawn(async move { feeding.run_until_cancelled(Box::pin(feeder.run())).await });
