@@ -95,11 +95,7 @@ impl Work for Turns {
     async fn settled(&self, messages: &[Arc<StreamMessage>]) -> Result<Vec<Committed>, StoreError> {
         let ids: Vec<String> = messages.iter().map(|message| message.message_id.clone()).collect();
         let settled = self.store.settled(&ids).await?;
-        for committed in settled.iter().filter(|committed| committed.state() == TerminalState::DeadLettered) {
-            if let Some(message) = messages.iter().find(|message| message.message_id == committed.dedupe_id()) {
-                self.bury_again(message, committed).await?;
-            }
-        }
+        self.bury_again(messages, &settled).await?;
         Ok(settled)
     }
 
@@ -219,7 +215,8 @@ impl Turns {
             ConversationStatus::Bot
                 if let Some(decided) = commands::answer(&burst, &settings.bot, &loaded.conversation) =>
             {
-                decided
+                let kept = Box::pin(self.done_before(&burst, &settings.bot)).await?;
+                Decided { kept, ..decided }
             }
             ConversationStatus::Bot if Box::pin(self.is_out_of_budget(&burst, &settings.bot)).await? => {
                 metric::budget_refusal(&settings.bot.name);

@@ -224,6 +224,25 @@ async fn assert_acts_are_known(world: &World, records: usize) {
     world.deployment.turnwise.assert_audit_clean().await;
 }
 
+/// The operator gives a command a reply of its own while a turn about it is away: what the turn has done stays known.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_done_about_a_command_stays_known_when_it_gets_a_reply_of_its_own() {
+    let commands = format!("bots.{BOT}");
+    let mut world = World::start_with(Backend::Sqlite, &[&["reserve"]], |configuration| {
+        configuration.set(&commands, "commands", "{ book = \"Book a table\" }");
+    })
+    .await;
+    kill_when_asked(&mut world, "/book", 1).await;
+    world.brain.release();
+    world.deployment.turnwise.reconfigure(|configuration| {
+        configuration.set(&commands, "commands", "{ book = { description = \"Book\", reply = \"Call us.\" } }");
+    });
+    world.deployment.turnwise.start_again().await;
+    assert_eq!(world.texts(ANN, 1).await, ["Call us."]);
+    world.deployment.settled(1, PATIENCE).await;
+    assert_acts_are_known(&world, 1).await;
+}
+
 /// The budget is spent by somebody else while a turn that has acted is away: it is finished all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_that_has_acted_is_finished_beyond_the_budget() {

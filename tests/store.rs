@@ -51,6 +51,8 @@ mod deaths;
 mod groups;
 #[path = "store/journal.rs"]
 mod journal;
+#[path = "store/moves.rs"]
+mod moves;
 #[path = "store/operator.rs"]
 mod operator;
 #[path = "store/outcomes.rs"]

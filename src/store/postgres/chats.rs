@@ -60,6 +60,8 @@ impl Postgres {
         }
         let of_home = lock_chat(&mut transaction, &home).await?;
         let of_new = lock_chat(&mut transaction, &new).await?;
+        let names = [&home, &new].map(|key| chat_name(key.channel.as_str(), &key.bot, &key.peer.to_string()));
+        hold_chats(&mut transaction, &names, Hold::ToMove).await.map_err(&refused)?;
         if of_home.moved_to.as_ref() == Some(to) && of_new.filed_under.as_ref() == Some(&home.peer) {
             return Ok(());
         }
@@ -103,6 +105,33 @@ impl Postgres {
         let found = find.fetch_all(&self.pool).await.map_err(refused("look up feedback"))?;
         found.iter().map(rows::feedback).collect()
     }
+}
+
+/// What somebody does with a chat that a move and the opening of a conversation must not both do at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Hold {
+    /// Beside others who do the same.
+    ToOpen,
+    ToMove,
+}
+
+/// A chat, for [`hold_chats`].
+pub(super) fn chat_name(channel: &str, bot: &str, peer: &str) -> String {
+    format!("{channel}.{bot}.{peer}")
+}
+
+/// Waits until nobody moves these chats, or opens conversations there, until the transaction ends. A conversation that is being opened
+/// has no row yet that a move could see, nor the move one that says so to whoever opens it.
+pub(super) async fn hold_chats(connection: &mut PgConnection, chats: &[String], hold: Hold) -> Result<(), sqlx::Error> {
+    const TO_OPEN: &str = "SELECT pg_advisory_xact_lock_shared(key) FROM \
+         (SELECT DISTINCT hashtextextended(chat, 0) AS key FROM UNNEST($1) AS chat ORDER BY key) AS keys";
+    const TO_MOVE: &str = "SELECT pg_advisory_xact_lock(key) FROM \
+         (SELECT DISTINCT hashtextextended(chat, 0) AS key FROM UNNEST($1) AS chat ORDER BY key) AS keys";
+    let statement = match hold {
+        Hold::ToOpen => TO_OPEN,
+        Hold::ToMove => TO_MOVE,
+    };
+    sqlx::query(statement).bind(chats).execute(connection).await.map(drop)
 }
 
 /// The chat's state; nobody else changes it until the transaction ends.

@@ -10,6 +10,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::Postgres;
+use super::chats::{Hold, chat_name, hold_chats};
 use crate::message::{ConversationStatus, Timestamp};
 use crate::store::commit::{End, Epochs, Locked, Partition, Rows, Statements};
 use crate::store::error::refused;
@@ -93,6 +94,11 @@ impl Statements for PgConnection {
              FROM UNNEST($1, $2, $3, $4, $5, $6, $7, $8) \
                  AS new (id, channel, bot, peer, platform, device_id, metadata, created_at) \
              ORDER BY channel, bot, peer ON CONFLICT DO NOTHING RETURNING id";
+        let groups = new.iter().filter(|new| new.peer.starts_with("group-"));
+        let groups: Vec<String> = groups.map(|new| chat_name(new.channel, new.bot, &new.peer)).collect();
+        if !groups.is_empty() {
+            hold_chats(self, &groups, Hold::ToOpen).await?;
+        }
         let opened: Vec<Uuid> = sqlx::query_scalar(INSERT)
             .bind(new.iter().map(|new| new.id).bind_iter())
             .bind(new.iter().map(|new| new.channel).bind_iter())
