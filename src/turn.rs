@@ -112,19 +112,20 @@ impl Work for Turns {
     }
 
     async fn run(&self, task: &Task) -> Verdict<Committed> {
-        let asked = if task.is_refusal { Asked::Free } else { self.suspects.ask(&task.messages[0].message_id) };
-        if let Asked::Later(until) = asked {
-            return Verdict::Postponed { until };
-        }
+        let suspicion = match self.suspects.ask(&task.messages[0].message_id) {
+            Asked::Free => None,
+            Asked::Later(until) => return Verdict::Postponed { until },
+            Asked::Suspected(suspicion) => Some(suspicion),
+        };
         let span = process_span(task);
         record_waits(task);
         let started = std::time::Instant::now();
         let mut responder_time = Duration::ZERO;
         let verdict = async {
-            let ended = match asked {
+            let ended = match suspicion {
                 _ if task.is_refusal => Box::pin(self.refuse(task)).await,
-                Asked::Free => self.attempt(task, &mut responder_time).await,
-                asked => Box::pin(self.attempt_suspect(task, asked, &mut responder_time)).await,
+                None => self.attempt(task, &mut responder_time).await,
+                Some(suspicion) => Box::pin(self.attempt_suspect(task, suspicion, &mut responder_time)).await,
             };
             match ended {
                 Ok(committed) => Verdict::Done(committed),

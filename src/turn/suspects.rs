@@ -55,6 +55,12 @@ pub(super) enum Asked {
     Free,
     /// There is no room for it before this moment.
     Later(Instant),
+    Suspected(Suspicion),
+}
+
+/// What becomes of a message that several processes have died with.
+pub(super) enum Suspicion {
+    /// It is worked on, under this watch.
     Watched(Watch),
     GivenUp {
         deaths: u32,
@@ -78,12 +84,12 @@ impl Suspects {
     pub(super) fn ask(&self, message_id: &str) -> Asked {
         let Some(deaths) = self.deaths().get(message_id).copied() else { return Asked::Free };
         if deaths >= self.deaths_max {
-            return Asked::GivenUp { deaths };
+            return Asked::Suspected(Suspicion::GivenUp { deaths });
         }
         let is_alone = deaths >= ALONE_FROM;
         let room = if is_alone { &self.alone } else { &self.few };
         match Arc::clone(room).try_acquire_owned() {
-            Ok(place) => Asked::Watched(Watch { is_alone, _place: place }),
+            Ok(place) => Asked::Suspected(Suspicion::Watched(Watch { is_alone, _place: place })),
             Err(_) => Asked::Later(Instant::now() + LOOK_AGAIN_AFTER),
         }
     }
@@ -121,18 +127,18 @@ impl Turns {
     pub(super) async fn attempt_suspect(
         &self,
         task: &Task,
-        asked: Asked,
+        suspicion: Suspicion,
         responder_time: &mut Duration,
     ) -> Step<Vec<Committed>> {
         let head = &task.messages[0].message_id;
-        let ended = match asked {
-            Asked::GivenUp { deaths } => {
+        let ended = match suspicion {
+            Suspicion::GivenUp { deaths } => {
                 let error = format!("{deaths} processes died while they worked on it");
                 let failure = Failure { reason: PROCESS_DEATH, error, user_message: None };
                 let task = Task { attempt: deaths, ..self.alone(task).await? };
                 self.bury(&task, &failure).await
             }
-            Asked::Watched(watch) => {
+            Suspicion::Watched(watch) => {
                 let alone = if watch.is_alone { self.alone(task).await? } else { task.clone() };
                 self.store.note_begun(head, true, &task.ownership).await.map_err(|error| away(&error))?;
                 let ended = self.attempt(&alone, responder_time).await;
@@ -143,7 +149,6 @@ impl Turns {
                 }
                 ended
             }
-            Asked::Free | Asked::Later(_) => self.attempt(task, responder_time).await,
         };
         if ended.is_ok() {
             self.suspects.forget(head);
@@ -175,8 +180,8 @@ mod tests {
             let count = |is: fn(&Asked) -> bool| asked.iter().filter(|asked| is(asked)).count();
             [
                 count(|asked| matches!(asked, Asked::Free)),
-                count(|asked| matches!(asked, Asked::Watched(_))),
-                count(|asked| matches!(asked, Asked::GivenUp { .. })),
+                count(|asked| matches!(asked, Asked::Suspected(Suspicion::Watched(_)))),
+                count(|asked| matches!(asked, Asked::Suspected(Suspicion::GivenUp { .. }))),
             ]
         };
         for (deaths, expected) in [(1, [100, 0, 0]), (2, [0, FEW, 0]), (3, [0, 1, 0]), (4, [0, 0, 100])] {
