@@ -14,7 +14,7 @@ use support::scenario::{BOT, Backend, Deployment};
 mod support;
 
 const KILLER: i64 = 1_000;
-const BYSTANDERS: std::ops::Range<i64> = 1_001..1_004;
+const BYSTANDERS: std::ops::Range<i64> = 1_001..1_006;
 const APOLOGY: &str = "Sorry.";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -65,9 +65,9 @@ async fn survive(backend: Backend) {
     for chat in BYSTANDERS {
         assert_eq!(deployment.telegram.wait_for_texts(chat, 1, PATIENCE).await, [answer(chat, 1)], "{backend:?}");
     }
-    deployment.settled(5, PATIENCE).await;
+    deployment.settled(7, PATIENCE).await;
     let states = deployment.ledger.turns_by_state().await;
-    assert_eq!((states["answered"], states["dead_lettered"]), (4, 1), "{backend:?}: {states:?}");
+    assert_eq!((states["answered"], states["dead_lettered"]), (6, 1), "{backend:?}: {states:?}");
     assert_eq!(deployment.ledger.reasons().await, ["process_death: 4 processes died while they worked on it"]);
     assert_eq!(deployment.model.log(|log| log.calls_for(&message(KILLER, 1))), 4, "{backend:?}");
     deployment.turnwise.terminate().await;

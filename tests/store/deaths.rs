@@ -40,5 +40,6 @@ async fn what_has_ended_is_forgotten(database: &Database) {
         assert!(charged.len() == many.len() && charged.iter().all(|(_, count)| *count == deaths));
     }
     committed(store.commit(turn).await.unwrap());
-    assert_eq!(store.charge_deaths(&[id.clone()], &owner).await.unwrap(), [(id, 1)], "as if it had never been seen");
+    let charged = store.charge_deaths(std::slice::from_ref(&id), &owner).await.unwrap();
+    assert_eq!(charged, [(id, 1)], "as if it had never been seen");
 }
