@@ -16,6 +16,7 @@ use crate::message::{ConversationKey, DeliveryStatus, Peer, Platform, Replacemen
 
 mod chats;
 mod commit;
+mod deaths;
 mod error;
 mod group;
 mod groups;
@@ -96,6 +97,8 @@ macro_rules! on {
         }
     };
 }
+
+use on;
 
 /// Opening, migrating, asking how it is.
 impl Store {
@@ -210,35 +213,6 @@ impl Store {
     /// As [`StoreError::Query`].
     pub async fn rewind(&self, stream: i64) -> Result<(), StoreError> {
         on!(self.rewind(stream))
-    }
-}
-
-/// Messages that were open when the process that had them died.
-impl Store {
-    /// Counts a death against messages that the partition's owner before left behind when it died, and gives how many deaths
-    /// each has seen. The first two are counted whether or not a message was being worked on, of which nothing is written
-    /// until then; later ones only where [`Store::note_begun`] says so.
-    ///
-    /// # Errors
-    /// As [`StoreError::Query`], and [`StoreError::Fenced`]: then nothing was counted.
-    pub async fn charge_deaths(
-        &self,
-        dedupe_ids: &[String],
-        owner: &Ownership,
-    ) -> Result<Vec<(String, u32)>, StoreError> {
-        let mut charged = Vec::with_capacity(dedupe_ids.len());
-        for batch in dedupe_ids.chunks(BATCH_ROWS) {
-            charged.extend(on!(self.charge_deaths(batch, owner))?);
-        }
-        Ok(charged)
-    }
-
-    /// Notes that a message that has seen deaths is being worked on, or is not any more, though it has not ended.
-    ///
-    /// # Errors
-    /// As [`StoreError::Query`], and [`StoreError::Fenced`].
-    pub async fn note_begun(&self, dedupe_id: &str, is_begun: bool, owner: &Ownership) -> Result<(), StoreError> {
-        on!(self.note_begun(dedupe_id, is_begun, owner))
     }
 }
 

@@ -2,8 +2,8 @@
 //! that somebody else answers, that a message was edited or deleted after its turn.
 //!
 //! Refuses to ask a responder. Invariants: each event ends as `ignored`, whatever it changed; what is made known before the
-//! event is in the ledger can be done twice, by the partition's owner alone, and what was learnt later stands; a bot that the platform silenced
-//! speaks again when the platform gives the conversation back, one that a person silenced does not.
+//! event is in the ledger can be done twice, by the partition's owner alone, and what was learnt later stands; a bot that the
+//! platform silenced speaks again when the platform gives the conversation back, one that a person silenced does not.
 
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
