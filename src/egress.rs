@@ -15,11 +15,11 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use self::closures::Closures;
-use self::governor::{Ended, Governor, Permission};
 use self::hindrance::{DISABLED, TAKEN_OVER};
 use crate::channel::{self, Answer, Call};
 use crate::config::{Bot, BotChannel, OnUncertain};
 use crate::message::{Channel, ConversationKey, OutboundPart, Peer, Timestamp};
+use crate::platform::governor::{Ended, Governor, Permission};
 use crate::platform::{Called, Platforms};
 use crate::scheduler::{Failure, Task, Verdict, Work};
 use crate::store::{ChatState, SendResult, SendStart, Settled, Store, StoreError};
@@ -27,7 +27,6 @@ use crate::stream::{Publisher, StreamMessage};
 use crate::telemetry::{self, Wait, chain, json_fault, metric};
 
 mod closures;
-pub mod governor;
 mod hindrance;
 
 /// A call without an answer after this time is uncertain. Both platforms answer within a second or two.
@@ -48,8 +47,6 @@ pub struct Egress {
     bots: BTreeMap<String, Bot>,
     platforms: Arc<Platforms>,
     /// Held for a decision, never for a wait.
-    governor: Mutex<Governor>,
-    /// The same.
     closures: Mutex<Closures>,
     /// Of the outbound stream.
     partitions: u16,
@@ -64,10 +61,7 @@ impl Egress {
         platforms: Arc<Platforms>,
         partitions: u16,
     ) -> Self {
-        let called = bots.values().filter(|bot| bot.channel() != Channel::Web);
-        let governor = Mutex::new(Governor::new(called.map(|bot| (bot.name.clone(), bot.limits))));
-        let closures = Mutex::default();
-        Self { store, publisher, bots, platforms, governor, closures, partitions }
+        Self { store, publisher, bots, platforms, closures: Mutex::default(), partitions }
     }
 }
 
@@ -125,12 +119,11 @@ impl Work for Egress {
 }
 
 impl Egress {
-    /// A decision that panicked has left at worst a wait that is too long.
     fn governor(&self) -> MutexGuard<'_, Governor> {
-        self.governor.lock().unwrap_or_else(PoisonError::into_inner)
+        self.platforms.governor()
     }
 
-    /// The same.
+    /// A decision that panicked has left at worst a refusal too many.
     fn closures(&self) -> MutexGuard<'_, Closures> {
         self.closures.lock().unwrap_or_else(PoisonError::into_inner)
     }

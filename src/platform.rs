@@ -4,13 +4,18 @@
 //! a token, nor a secret that the platform repeats is in an error.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::channel::{self, Answer, Call};
 use crate::config::{Bot, BotChannel, HttpBot, Secret};
 use crate::http::{self, guard};
-use crate::message::Timestamp;
+use crate::message::{Channel, Timestamp};
 use crate::telemetry::chain;
+
+pub mod governor;
+
+use self::governor::Governor;
 
 /// More than any answer to a call needs.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -37,6 +42,8 @@ impl Called {
 pub struct Platforms {
     /// Connections of a bot's own, so that one platform's slowness is not another's.
     clients: BTreeMap<String, reqwest::Client>,
+    /// Held for a decision, never for a wait.
+    governor: Mutex<Governor>,
 }
 
 impl Platforms {
@@ -57,7 +64,14 @@ impl Platforms {
                 clients.insert(name.clone(), client);
             }
         }
-        Ok(Self { clients })
+        let called = bots.values().filter(|bot| bot.channel() != Channel::Web);
+        let governor = Governor::new(called.map(|bot| (bot.name.clone(), bot.limits)));
+        Ok(Self { clients, governor: Mutex::new(governor) })
+    }
+
+    /// When calls may be made. A decision that panicked has left at worst a wait that is too long.
+    pub fn governor(&self) -> MutexGuard<'_, Governor> {
+        self.governor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One call. Without an answer within `timeout` nobody can tell what came of it.

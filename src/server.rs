@@ -33,6 +33,7 @@ use crate::store::Store;
 use crate::stream::{self, Connection, Lane, Publisher, StreamHandle};
 use crate::telemetry::{Metrics, chain};
 use crate::tool::{Tool, Toolbox};
+use crate::turn::drafts::Drafts;
 use crate::turn::outbox::Outbox;
 use crate::turn::progress::Audience;
 use crate::turn::typing::Typing;
@@ -373,6 +374,7 @@ fn turns(
         cache: HistoryCache::new(HISTORY_CACHE_BYTES, history_messages as usize),
         audience,
         typing: Typing::new(Arc::clone(platforms)),
+        drafts: Drafts::new(store.clone(), Arc::clone(platforms)),
         platforms: Arc::clone(platforms),
         history_messages,
         turn_timeout: config.worker.turn_timeout,

@@ -1,7 +1,7 @@
 //! The platforms' rate limits, kept before they are hit: a stand-in for Telegram that answers 429 to whoever is too fast,
 //! with the published limits made smaller, so that a load reaches them within seconds.
 //!
-//! Refuses to look inside; how a limit is kept, the properties in `src/egress/governor.rs` say.
+//! Refuses to look inside; how a limit is kept, the properties in `src/platform/governor.rs` say.
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stderr, reason = "a failed test shows what the process said")]

@@ -12,9 +12,9 @@ use subtle::ConstantTimeEq;
 
 use self::addressing::Me;
 use super::json::{self, Object};
-use super::{Answer, Call, Piece, Reading, Refusal, Scope, Stamp, Verified};
-use crate::config::{Bot, Secret, TelegramBot};
-use crate::message::{Amendment, Button, Event, InboundMessage, OutboundPart, Peer, Platform, Replacement};
+use super::{Answer, Call, PartText, Piece, Reading, Refusal, Scope, Stamp, Verified};
+use crate::config::{Bot, Secret, Streaming, TelegramBot};
+use crate::message::{Amendment, Button, DraftId, Event, InboundMessage, OutboundPart, Peer, Platform, Replacement};
 
 mod addressing;
 mod content;
@@ -356,6 +356,27 @@ pub(super) fn typing(telegram: &TelegramBot, peer: &Peer) -> Option<Call> {
     let mut body = addressed_to(peer)?;
     body["action"] = json!("typing");
     Some(method(telegram, "sendChatAction", body))
+}
+
+/// The `sendMessageDraft` call. The same id animates what is there, which is seen for 30 s, or until the bot's next message.
+pub(super) fn draft(telegram: &TelegramBot, peer: &Peer, id: DraftId, text: &PartText) -> Option<Call> {
+    let mut body = addressed_to(peer).filter(|_| shows_drafts(telegram, peer))?;
+    body["draft_id"] = json!(id.get());
+    body["text"] = json!(text.text);
+    body["can_stop"] = json!(true);
+    if !text.entities.is_empty() {
+        body["entities"] = json!(text.entities);
+    }
+    Some(method(telegram, "sendMessageDraft", body))
+}
+
+/// Drafts are for private chats alone, with their topics (Bot API, "sendMessageDraft"); groups have negative ids.
+pub(super) fn shows_drafts(telegram: &TelegramBot, peer: &Peer) -> bool {
+    let is_private = match peer {
+        Peer::User(chat) | Peer::Topic { group: chat, .. } => !chat.starts_with('-'),
+        Peer::Group(_) | Peer::Business { .. } | Peer::Conversation(_) | Peer::Bot => false,
+    };
+    is_private && telegram.streaming == Streaming::Draft
 }
 
 /// The `answerCallbackQuery` call, without which the pressed button goes on spinning.

@@ -175,7 +175,7 @@ impl Lanes {
                     if lane.turn.attempt == 1 {
                         lane.members = lane.waiting.iter().take(length).map(|message| message.sequence).collect();
                     }
-                    if lane.turn.attempt == 1 || lane.waiting.iter().any(|message| message.label == Label::Stops) {
+                    if lane.turn.attempt == 1 || lane.waiting.iter().any(|message| message.label.stops()) {
                         lane.amendments = bursts::amendments(&lane.waiting, length);
                     }
                     self.running += 1;
@@ -314,7 +314,7 @@ impl Lanes {
         let rules = self.shares.rules(lane.bot);
         for (sequence, label) in messages {
             // The turn that was to be stopped has ended long ago.
-            let label = if label == Label::Stops { Label::Aside } else { label };
+            let label = if label.stops() { Label::Aside } else { label };
             let message = Waiting { sequence, label, since: now };
             match lane.refuses(&rules, &message) {
                 true => lane.refused.push_back(message),

@@ -39,6 +39,7 @@ fn telegram_bot() -> TelegramBot {
         commands: Vec::new(),
         api_keys: Vec::new(),
         link_previews: false,
+        streaming: turnwise::config::Streaming::Off,
         channel_posts: false,
         business: false,
     }

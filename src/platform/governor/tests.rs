@@ -196,6 +196,31 @@ fn the_topics_of_a_group_share_its_limit() {
 }
 
 #[test]
+fn what_nobody_waits_for_leaves_room_for_replies() {
+    let mut governor = Governor::new([(BOT.to_owned(), LIMITS)]);
+    let (start, peer) = (Instant::now(), |id: u32| Peer::User(id.to_string()));
+    assert!(!governor.spare(BOT, &peer(1), start), "what replies need is not known here");
+    governor.share(64, 64);
+    let spared = (0..30).filter(|id| governor.spare(BOT, &peer(*id), start)).count();
+    assert_eq!(spared, 15, "half of the bot's limit");
+    let lane: Arc<str> = "lane".into();
+    let go = Permission::Go { waited: Duration::ZERO };
+    assert_eq!(governor.ask(BOT, &peer(1), &lane, start), go, "a reply takes no turn after them");
+
+    let later = start + Duration::from_secs(2);
+    assert!(!governor.spare(BOT, &peer(1), later), "its reply is on its way");
+    governor.ended(BOT, &peer(1), start, Ended::Answered, later);
+    assert!(governor.spare(BOT, &peer(1), later));
+    let lane: Arc<str> = "other".into();
+    for id in 2..5 {
+        governor.ask(BOT, &peer(id), &lane, later);
+    }
+    assert!(!governor.spare(BOT, &peer(9), later), "replies wait for the bot");
+    governor.refused(BOT, &peer(7), &lane, Scope::Bot, Duration::from_secs(9), later);
+    assert!(!governor.spare(BOT, &peer(8), later + Duration::from_secs(8)));
+}
+
+#[test]
 fn a_process_keeps_to_its_share_of_the_bot() {
     let mut governor = Governor::new([(BOT.to_owned(), LIMITS)]);
     governor.share(16, 64);

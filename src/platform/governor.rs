@@ -69,6 +69,8 @@ pub enum Ended {
 #[derive(Debug)]
 pub struct Governor {
     accounts: HashMap<String, Account>,
+    /// Whether the process knows its share.
+    is_shared: bool,
 }
 
 /// One bot on its platform.
@@ -118,11 +120,13 @@ impl Governor {
     /// The limits of each bot, by name.
     #[must_use]
     pub fn new(bots: impl IntoIterator<Item = (String, SendLimits)>) -> Self {
-        Self { accounts: bots.into_iter().map(|(name, limits)| (name, Account::new(limits))).collect() }
+        let accounts = bots.into_iter().map(|(name, limits)| (name, Account::new(limits))).collect();
+        Self { accounts, is_shared: false }
     }
 
-    /// This process works on `owned` of all `partitions`.
+    /// This process works on `owned` of all `partitions`: replies leave here.
     pub fn share(&mut self, owned: usize, partitions: u16) {
+        self.is_shared = true;
         let (owned, all) = (u32::try_from(owned).unwrap_or(u32::MAX).max(1), u32::from(partitions).max(1));
         for account in self.accounts.values_mut() {
             account.share = account.limits.bot.map(|limit| Share::new(limit, owned, all));
@@ -145,6 +149,20 @@ impl Governor {
         let limit = account.limit(&chat);
         if let Some(meter) = account.chats.get_mut(&chat) {
             meter.end(limit, now);
+        }
+    }
+
+    /// Whether a call may be made for which nobody waits, such as one that shows a draft: at once or not at all, in a process
+    /// that knows what its replies need, while none of them is on its way to `peer` or waits for the bot, and not with more than
+    /// half of the bot's limit. So a reply that comes next finds room. [`Governor::spared`] must follow, with this moment.
+    pub fn spare(&mut self, bot: &str, peer: &Peer, now: Instant) -> bool {
+        self.is_shared && self.accounts.get_mut(bot).is_none_or(|account| account.spare(&chat(peer), now))
+    }
+
+    /// The call that was spared at `begun` is over.
+    pub fn spared(&mut self, bot: &str, begun: Instant, ended: Ended, now: Instant) {
+        if let Some(account) = self.accounts.get_mut(bot) {
+            account.recount(begun, ended, now);
         }
     }
 
@@ -212,6 +230,24 @@ impl Account {
             self.chats.entry(chat).or_default().begin(limit, now);
         }
         Permission::Go { waited: now.duration_since(since) }
+    }
+
+    fn spare(&mut self, chat: &Peer, now: Instant) -> bool {
+        let is_later = |moment: Option<Instant>| moment.is_some_and(|moment| moment > now);
+        let limit = self.limit(chat);
+        let of_chat = self.chats.get(chat);
+        if is_later(self.blocked_until)
+            || of_chat.is_some_and(|meter| meter.is_busy() || is_later(meter.earliest(limit, now)))
+        {
+            return false;
+        }
+        let Some(share) = self.share else { return true };
+        let half = SendLimit { messages: share.window.messages / 2, ..share.window };
+        if is_later(self.handed_out) || self.calls.free_at(half, 0, now).is_some() {
+            return false;
+        }
+        self.calls.push(share.window, now);
+        true
     }
 
     /// The next place among the bot's calls.
