@@ -82,7 +82,7 @@ impl Work for Egress {
 
     async fn run(&self, task: &Task) -> Verdict<Settled> {
         let message = task.message();
-        let permit = match Permit::ask(self, message) {
+        let permit = match Permit::ask(self, message, task.behind) {
             Ok(permit) => permit,
             Err(until) => return Verdict::Postponed { until },
         };
@@ -448,14 +448,14 @@ struct Permit<'a> {
 
 impl<'a> Permit<'a> {
     /// `None` for what no platform is called for; else, where it is too early, when to ask again.
-    fn ask(egress: &'a Egress, message: &StreamMessage) -> Result<Option<Self>, tokio::time::Instant> {
+    fn ask(egress: &'a Egress, message: &StreamMessage, behind: usize) -> Result<Option<Self>, tokio::time::Instant> {
         let Ok(key) = message.lane.parse::<ConversationKey>() else { return Ok(None) };
         if key.channel == Channel::Web {
             return Ok(None);
         }
         let lane = Arc::clone(&message.lane);
         let begun = tokio::time::Instant::now();
-        let permission = egress.governor().ask(&key.bot, &key.peer, &lane, begun);
+        let permission = egress.governor().ask(&key.bot, &key.peer, &lane, behind, begun);
         match permission {
             Permission::Go { waited } => Ok(Some(Self { egress, key, lane, begun, waited, ended: Ended::Unmade })),
             Permission::At(until) => Err(until),

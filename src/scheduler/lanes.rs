@@ -59,6 +59,8 @@ pub struct Start {
     pub amendments: Vec<u64>,
     /// Counts from 1; attempts that did not count (see [`Lanes::failed`]) keep the number.
     pub attempt: u32,
+    /// Messages of the lane that wait behind these, in memory or parked.
+    pub behind: usize,
 }
 
 /// What there is to do.
@@ -187,6 +189,7 @@ impl Lanes {
                         sequences: lane.members.clone(),
                         amendments: lane.amendments.clone(),
                         attempt: lane.turn.attempt,
+                        behind: lane.behind(length),
                     }));
                 }
             }
@@ -211,6 +214,7 @@ impl Lanes {
                 sequences: vec![first.sequence],
                 amendments: Vec::new(),
                 attempt: lane.refusal.attempt,
+                behind: lane.behind(0),
             });
         }
         None

@@ -90,6 +90,12 @@ impl Lane {
         self.waiting.len() + self.refused.len()
     }
 
+    /// Messages behind the first `length` that wait.
+    pub(super) fn behind(&self, length: usize) -> usize {
+        let parked = self.parked.as_ref().map_or(0, |parked| parked.messages);
+        self.waiting.len().saturating_sub(length) + parked
+    }
+
     pub(super) fn is_running(&self, track: Track) -> bool {
         self.track(track).state == State::Running
     }

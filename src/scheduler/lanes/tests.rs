@@ -153,7 +153,7 @@ impl Model {
     }
 
     fn begin(&mut self, start: &Start) {
-        let Start { key, track, sequences, attempt, partition, amendments } = start;
+        let Start { key, track, sequences, attempt, partition, amendments, .. } = start;
         assert!(!self.is_running(key, *track), "two at once on {key}");
         assert!(!self.paused.contains(&(Arc::clone(key), *track)), "{key} ran during its pause");
         assert!(!self.gathering.iter().any(|(gathering, _)| gathering == key) || *track == Track::Refusal);
