@@ -13,8 +13,10 @@ use crate::http::{self, guard};
 use crate::message::{Channel, Timestamp};
 use crate::telemetry::chain;
 
+pub mod closures;
 pub mod governor;
 
+use self::closures::Closures;
 use self::governor::Governor;
 
 /// More than any answer to a call needs.
@@ -44,6 +46,8 @@ pub struct Platforms {
     clients: BTreeMap<String, reqwest::Client>,
     /// Held for a decision, never for a wait.
     governor: Mutex<Governor>,
+    /// The same.
+    closures: Mutex<Closures>,
 }
 
 impl Platforms {
@@ -66,12 +70,17 @@ impl Platforms {
         }
         let called = bots.values().filter(|bot| bot.channel() != Channel::Web);
         let governor = Governor::new(called.map(|bot| (bot.name.clone(), bot.limits)));
-        Ok(Self { clients, governor: Mutex::new(governor) })
+        Ok(Self { clients, governor: Mutex::new(governor), closures: Mutex::default() })
     }
 
     /// When calls may be made. A decision that panicked has left at worst a wait that is too long.
     pub fn governor(&self) -> MutexGuard<'_, Governor> {
         self.governor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which bots are shut out. A decision that panicked has left at worst a refusal too many.
+    pub fn closures(&self) -> MutexGuard<'_, Closures> {
+        self.closures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One call. Without an answer within `timeout` nobody can tell what came of it.

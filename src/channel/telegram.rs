@@ -447,6 +447,8 @@ pub(super) fn classify(status: u16, retry_after: Option<Duration>, body: &[u8]) 
             super::retry(delay, Scope::Chat, error)
         }
         500.. => Answer::NotSent { error },
+        // The token is void, whatever it is used for.
+        401 => Answer::Closed { error },
         403 => Answer::Failed { error, unreachable: true },
         _ => match (parameter("migrate_to_chat_id"), spoiled_by(&error)) {
             (Some(chat), _) => Answer::Moved { to: Peer::Group(chat.to_string()), error },

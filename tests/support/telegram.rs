@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -144,6 +144,8 @@ struct Api {
     /// Of drafts.
     draft_faults: Mutex<HashMap<i64, VecDeque<Fault>>>,
     rate_limits: Mutex<Option<RateLimits>>,
+    /// The token is void.
+    revoked: AtomicBool,
     kept: watch::Sender<Kept>,
     /// Groups that became supergroups.
     moved: Mutex<HashMap<i64, i64>>,
@@ -196,6 +198,7 @@ impl Telegram {
             faults: Mutex::default(),
             draft_faults: Mutex::default(),
             rate_limits: Mutex::default(),
+            revoked: AtomicBool::new(false),
             kept: watch::Sender::default(),
             moved: Mutex::default(),
             closed: Mutex::default(),
@@ -298,6 +301,11 @@ impl Telegram {
             Some(description) => closed.insert(chat, description),
             None => closed.remove(&chat),
         };
+    }
+
+    /// Makes the bot's token void, or valid again.
+    pub(crate) fn revoke(&self, revoked: bool) {
+        self.api.revoked.store(revoked, Ordering::Relaxed);
     }
 
     /// Every list of commands that `setMyCommands` was given.
@@ -422,7 +430,7 @@ async fn deliver_in_order(inbound: Arc<Inbound>, mut updates: mpsc::UnboundedRec
 }
 
 async fn call(State(api): State<Arc<Api>>, Path((bot, method)): Path<(String, String)>, body: String) -> Response {
-    if bot.strip_prefix("bot") != Some(TOKEN) {
+    if bot.strip_prefix("bot") != Some(TOKEN) || api.revoked.load(Ordering::Relaxed) {
         return error(StatusCode::UNAUTHORIZED, "Unauthorized", None);
     }
     match method.as_str() {
