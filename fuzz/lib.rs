@@ -14,6 +14,12 @@ use uuid::Uuid;
 
 pub const SECRET: &str = "secret";
 
+/// What the secret of the `http` bot in `fuzz.toml` stands for, as Base64 has it there.
+pub const WEBHOOK_KEY: &[u8] = b"twenty-four bytes, as it";
+
+/// The time at which everything comes.
+pub const NOW_SECONDS: i64 = 1_700_000_000;
+
 /// A bot of each channel, whose every secret is [`SECRET`].
 pub static CONFIG: LazyLock<Config> = LazyLock::new(|| {
     let text = include_str!("fuzz.toml");
@@ -21,7 +27,7 @@ pub static CONFIG: LazyLock<Config> = LazyLock::new(|| {
 });
 
 pub fn with_stamp<T>(run: impl FnOnce(&mut Stamp<'_>) -> T) -> T {
-    run(&mut Stamp { now: Timestamp::from_micros(1_700_000_000_000_000), new_id: &mut Uuid::nil })
+    run(&mut Stamp { now: Timestamp::from_micros(NOW_SECONDS * 1_000_000), new_id: &mut Uuid::nil })
 }
 
 /// What is taken can be published: its subject and its id are ones that NATS takes, and what is written is read again as it was.

@@ -16,7 +16,7 @@ export RUSTC_BOOTSTRAP=1
 main() {
     local target share found=0
     cd "$project_folder"
-    [ $# -gt 0 ] || set -- telegram messenger signature chat stored model_stream service_answer config template
+    [ $# -gt 0 ] || set -- telegram messenger signature standard_webhooks chat stored model_stream service_answer config template
     share=$((seconds / $#))
     [ "$share" -gt 0 ] || fail "FUZZ_SECONDS=$seconds is less than a second for each of $# targets"
     cargo_fuzz

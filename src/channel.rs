@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use crate::config::{Bot, BotChannel, Secret};
 use crate::message::{
-    Amendment, Channel, ConversationKey, Entity, Envelope, Event, InboundMessage, Notice, OutboundPart, Peer, Platform,
-    Sender, Timestamp,
+    Amendment, Channel, ConversationKey, DraftId, Entity, Envelope, Event, InboundMessage, Notice, OutboundPart, Peer,
+    Platform, Sender, Timestamp,
 };
 
 pub mod http;
@@ -187,6 +187,22 @@ pub fn typing(bot: &Bot, peer: &Peer) -> Option<Typing> {
         BotChannel::Web(_) | BotChannel::Http(_) => return None,
     };
     Some(Typing { call, again_after })
+}
+
+/// The call that shows `text`, an answer in the making, in the draft `id`; `None` where drafts are not shown. Its answer reads
+/// like that to a reply.
+#[must_use]
+pub fn draft(bot: &Bot, peer: &Peer, id: DraftId, text: &PartText) -> Option<Call> {
+    match &bot.channel {
+        BotChannel::Telegram(settings) => telegram::draft(settings, peer, id, text),
+        BotChannel::Messenger(_) | BotChannel::Web(_) | BotChannel::Http(_) => None,
+    }
+}
+
+/// Whether [`draft`] shows anything to this peer.
+#[must_use]
+pub fn shows_drafts(bot: &Bot, peer: &Peer) -> bool {
+    matches!(&bot.channel, BotChannel::Telegram(settings) if telegram::shows_drafts(settings, peer))
 }
 
 /// How `bot` shows that what was written to it has been seen; `None` where that cannot be shown.

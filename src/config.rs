@@ -33,8 +33,8 @@ pub use secret::Secret;
 pub use settings::{
     Argument, Bot, BotChannel, Burst, Console, Database, Effects, Http, HttpService, HttpTool, McpServer, McpTransport,
     MessengerBot, ModelApi, ModelConfig, Nats, NatsAuth, NatsServer, NatsTls, OnUncertain, OnUnknown, OtlpProtocol,
-    Rate, ReplyInFlight, ResponderConfig, ResponderKind, SendLimit, SendLimits, Sync, TelegramBot, Telemetry,
-    ToolConfig, ToolKind, Updates, WebBot, Worker,
+    Rate, ReplyInFlight, ResponderConfig, ResponderKind, SendLimit, SendLimits, Streaming, Sync, TelegramBot,
+    Telemetry, ToolConfig, ToolKind, Updates, WebBot, Worker,
 };
 pub(crate) use tools::compile_schema;
 pub use workflows::{Accepts, Ask, Check, Condition, Node, Pattern, Rule, Say, Scalar, Subject, Test, Workflow};

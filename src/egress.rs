@@ -6,29 +6,28 @@
 //! it keep others from being sent: its lane is resumed when its time has come.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
+use moka::future::Cache;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use self::closures::Closures;
-use self::governor::{Ended, Governor, Permission};
 use self::hindrance::{DISABLED, TAKEN_OVER};
-use crate::channel::{self, Answer, Call};
+use self::permit::Permit;
+use crate::channel::{self, Answer, Call, Piece};
 use crate::config::{Bot, BotChannel, OnUncertain};
-use crate::message::{Channel, ConversationKey, OutboundPart, Peer, Timestamp};
+use crate::message::{ConversationKey, OutboundPart, Peer, Timestamp};
 use crate::platform::{Called, Platforms};
 use crate::scheduler::{Failure, Task, Verdict, Work};
 use crate::store::{ChatState, SendResult, SendStart, Settled, Store, StoreError};
 use crate::stream::{Publisher, StreamMessage};
-use crate::telemetry::{self, Wait, chain, json_fault, metric};
+use crate::telemetry::{self, chain, json_fault, metric};
 
-mod closures;
-pub mod governor;
 mod hindrance;
+mod permit;
 
 /// A call without an answer after this time is uncertain. Both platforms answer within a second or two.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,6 +36,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// another process may have taken over.
 const STALE_AFTER: Duration = Duration::from_millis(600);
 
+/// Parts that wait for a simpler call, and for how long it is remembered; one that is forgotten is refused once more.
+const SIMPLER_MAX: u64 = 10_000;
+const SIMPLER_FOR: Duration = Duration::from_secs(60 * 60);
+
 /// Sends the parts of a deployment's bots.
 #[derive(Debug)]
 pub struct Egress {
@@ -44,10 +47,8 @@ pub struct Egress {
     publisher: Publisher,
     bots: BTreeMap<String, Bot>,
     platforms: Arc<Platforms>,
-    /// Held for a decision, never for a wait.
-    governor: Mutex<Governor>,
-    /// The same.
-    closures: Mutex<Closures>,
+    /// What parts are sent without that their platform did not take as they are, and that wait for their next call.
+    simpler: Cache<Uuid, Vec<Piece>>,
     /// Of the outbound stream.
     partitions: u16,
 }
@@ -61,10 +62,8 @@ impl Egress {
         platforms: Arc<Platforms>,
         partitions: u16,
     ) -> Self {
-        let called = bots.values().filter(|bot| bot.channel() != Channel::Web);
-        let governor = Mutex::new(Governor::new(called.map(|bot| (bot.name.clone(), bot.limits))));
-        let closures = Mutex::default();
-        Self { store, publisher, bots, platforms, governor, closures, partitions }
+        let simpler = Cache::builder().max_capacity(SIMPLER_MAX).time_to_live(SIMPLER_FOR).build();
+        Self { store, publisher, bots, platforms, simpler, partitions }
     }
 }
 
@@ -80,12 +79,12 @@ impl Work for Egress {
     }
 
     fn owns(&self, partitions: usize) {
-        self.governor().share(partitions, self.partitions);
+        self.platforms.governor().share(partitions, self.partitions);
     }
 
     async fn run(&self, task: &Task) -> Verdict<Settled> {
         let message = task.message();
-        let permit = match Permit::ask(self, message) {
+        let permit = match Permit::ask(&self.platforms, message, task.behind) {
             Ok(permit) => permit,
             Err(until) => return Verdict::Postponed { until },
         };
@@ -117,16 +116,6 @@ impl Work for Egress {
 }
 
 impl Egress {
-    /// A decision that panicked has left at worst a wait that is too long.
-    fn governor(&self) -> MutexGuard<'_, Governor> {
-        self.governor.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The same.
-    fn closures(&self) -> MutexGuard<'_, Closures> {
-        self.closures.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     async fn deliver(&self, task: &Task, permit: Option<Permit<'_>>) -> Verdict<Settled> {
         let Some(id) = delivery_id(task.message()) else { return self.disown(task.message()) };
         // The same for every try: a beginning whose answer got lost must not be taken for one that a crash interrupted.
@@ -211,7 +200,14 @@ impl Egress {
                 self.publisher.turn_notice(part.turn_id).await;
                 Answer::Sent { platform_message_id: None }
             }
-            _ => self.call_with_less(bot, &part, start.attempt, permit).await,
+            _ => match self.call_with_less(task, bot, &part, start.attempt, permit).await {
+                Ok(answer) => answer,
+                Err(until) => {
+                    let error = "the platform takes it simpler, and not yet".to_owned();
+                    let recorded = self.settle(task, id, SendResult::NotSent { error }).await;
+                    return again(recorded, Verdict::Postponed { until });
+                }
+            },
         };
         if matches!(answer, Answer::Sent { .. }) {
             let taken = Timestamp::now().micros_since(part.created_at);
@@ -231,19 +227,23 @@ impl Egress {
     }
 
     /// The part with everything; then, for as long as the platform says that it would take it without a piece, with less.
+    ///
+    /// # Errors
+    /// When the next call may be made, if that is later.
     async fn call_with_less(
         &self,
+        task: &Task,
         bot: &Bot,
         part: &OutboundPart,
         attempt: u32,
         mut permit: Option<Permit<'_>>,
-    ) -> Answer {
-        let mut without = Vec::new();
+    ) -> Result<Answer, tokio::time::Instant> {
+        let mut without = self.simpler.get(&part.delivery_id).await.unwrap_or_default();
         loop {
             let Some(call) = channel::call(bot, part, &without) else {
-                return Answer::Failed { error: "this peer cannot be written to".to_owned(), unreachable: true };
+                return Ok(Answer::Failed { error: "this peer cannot be written to".to_owned(), unreachable: true });
             };
-            match self.call(bot, &call, attempt, permit.take()).await {
+            match self.call(bot, &call, attempt, permit).await {
                 Answer::Spoiled { by, error } if !without.contains(&by) => {
                     tracing::warn!(
                         bot = bot.name,
@@ -253,7 +253,14 @@ impl Egress {
                     );
                     without.push(by);
                 }
-                answer => return answer,
+                answer => return Ok(answer),
+            }
+            match Permit::ask(&self.platforms, task.message(), task.behind) {
+                Ok(next) => permit = next,
+                Err(until) => {
+                    self.simpler.insert(part.delivery_id, without).await;
+                    return Err(until);
+                }
             }
         }
     }
@@ -378,8 +385,7 @@ impl Egress {
         );
         let started = Instant::now();
         if let Some(permit) = &mut permit {
-            // Until it is known better, also when this is cancelled.
-            permit.ended = Ended::Unanswered;
+            permit.begin();
         }
         let Called { status, answer, pause } =
             self.platforms.call(bot, call, CALL_TIMEOUT).instrument(span.clone()).await;
@@ -393,7 +399,7 @@ impl Egress {
                 pause_ms = pause.as_millis(),
                 "a limit of the platform is near, slowing down"
             );
-            self.governor().hold(&bot.name, pause, tokio::time::Instant::now());
+            self.platforms.governor().hold(&bot.name, pause, tokio::time::Instant::now());
         }
         metric::egress_attempt(bot.channel(), status);
         span.record("http.response.status_code", status);
@@ -433,66 +439,6 @@ struct Start {
     begun_at: Timestamp,
     /// Where the chat is now.
     moved_to: Option<Peer>,
-}
-
-/// The governor's permission for one call; given back when the call has its answer, or is not made.
-struct Permit<'a> {
-    egress: &'a Egress,
-    key: ConversationKey,
-    lane: Arc<str>,
-    begun: tokio::time::Instant,
-    waited: Duration,
-    ended: Ended,
-}
-
-impl<'a> Permit<'a> {
-    /// `None` for what no platform is called for; else, where it is too early, when to ask again.
-    fn ask(egress: &'a Egress, message: &StreamMessage) -> Result<Option<Self>, tokio::time::Instant> {
-        let Ok(key) = message.lane.parse::<ConversationKey>() else { return Ok(None) };
-        if key.channel == Channel::Web {
-            return Ok(None);
-        }
-        let lane = Arc::clone(&message.lane);
-        let begun = tokio::time::Instant::now();
-        let permission = egress.governor().ask(&key.bot, &key.peer, &lane, begun);
-        match permission {
-            Permission::Go { waited } => Ok(Some(Self { egress, key, lane, begun, waited, ended: Ended::Unmade })),
-            Permission::At(until) => Err(until),
-        }
-    }
-
-    fn record_wait(&self, span: &tracing::Span) {
-        metric::egress_wait(self.waited);
-        if self.waited.is_zero() {
-            return;
-        }
-        let end = Timestamp::now();
-        let micros = i64::try_from(self.waited.as_micros()).unwrap_or(i64::MAX);
-        let start = Timestamp::from_micros(end.as_micros().saturating_sub(micros));
-        if let Some(parent) = telemetry::current_traceparent(span) {
-            let name = telemetry::span::EGRESS_WAIT;
-            telemetry::record_wait(&Wait { name, parent: &parent, start, end, link: None, attributes: Vec::new() });
-        }
-    }
-
-    fn answered(mut self, status: Option<u16>, answer: &Answer) {
-        self.ended = match (status, answer) {
-            (Some(_), _) => Ended::Answered,
-            (None, Answer::NotSent { .. }) => Ended::Unmade,
-            (None, _) => Ended::Unanswered,
-        };
-        if let Answer::RetryAfter { delay, scope, .. } = answer {
-            let (key, now) = (&self.key, tokio::time::Instant::now());
-            self.egress.governor().refused(&key.bot, &key.peer, &self.lane, *scope, *delay, now);
-        }
-    }
-}
-
-impl Drop for Permit<'_> {
-    fn drop(&mut self) {
-        let (key, now) = (&self.key, tokio::time::Instant::now());
-        self.egress.governor().ended(&key.bot, &key.peer, self.begun, self.ended, now);
-    }
 }
 
 const MAX_PAUSE: Duration = Duration::from_secs(2);

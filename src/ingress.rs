@@ -46,6 +46,7 @@ mod health;
 mod limit;
 pub mod menus;
 mod moves;
+mod newer;
 mod openapi;
 mod page;
 pub mod polling;

@@ -4,13 +4,20 @@
 //! a token, nor a secret that the platform repeats is in an error.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::channel::{self, Answer, Call};
 use crate::config::{Bot, BotChannel, HttpBot, Secret};
 use crate::http::{self, guard};
-use crate::message::Timestamp;
+use crate::message::{Channel, Timestamp};
 use crate::telemetry::chain;
+
+pub mod closures;
+pub mod governor;
+
+use self::closures::Closures;
+use self::governor::Governor;
 
 /// More than any answer to a call needs.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -37,6 +44,10 @@ impl Called {
 pub struct Platforms {
     /// Connections of a bot's own, so that one platform's slowness is not another's.
     clients: BTreeMap<String, reqwest::Client>,
+    /// Held for a decision, never for a wait.
+    governor: Mutex<Governor>,
+    /// The same.
+    closures: Mutex<Closures>,
 }
 
 impl Platforms {
@@ -57,7 +68,19 @@ impl Platforms {
                 clients.insert(name.clone(), client);
             }
         }
-        Ok(Self { clients })
+        let called = bots.values().filter(|bot| bot.channel() != Channel::Web);
+        let governor = Governor::new(called.map(|bot| (bot.name.clone(), bot.limits)));
+        Ok(Self { clients, governor: Mutex::new(governor), closures: Mutex::default() })
+    }
+
+    /// When calls may be made. A decision that panicked has left at worst a wait that is too long.
+    pub fn governor(&self) -> MutexGuard<'_, Governor> {
+        self.governor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which bots are shut out. A decision that panicked has left at worst a refusal too many.
+    pub fn closures(&self) -> MutexGuard<'_, Closures> {
+        self.closures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One call. Without an answer within `timeout` nobody can tell what came of it.

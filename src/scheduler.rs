@@ -49,6 +49,8 @@ pub struct Task {
     pub started_at: Timestamp,
     /// How many messages stood before the last one in its lane when it came; at least so many for one that was parked.
     pub lane_position: usize,
+    /// How many of its lane wait behind it, as far as they have come.
+    pub behind: usize,
     /// The trace context of the turn that the message waited for, if one held its lane until now.
     pub blocker: Option<String>,
     /// Cancelled when the attempt must stop without an outcome.

@@ -33,6 +33,7 @@ use crate::store::Store;
 use crate::stream::{self, Connection, Lane, Publisher, StreamHandle};
 use crate::telemetry::{Metrics, chain};
 use crate::tool::{Tool, Toolbox};
+use crate::turn::drafts::Drafts;
 use crate::turn::outbox::Outbox;
 use crate::turn::progress::Audience;
 use crate::turn::suspects::Suspects;
@@ -375,6 +376,7 @@ fn turns(
         audience,
         typing: Typing::new(Arc::clone(platforms)),
         suspects: Suspects::new(config.worker.max_attempts),
+        drafts: Drafts::new(store.clone(), Arc::clone(platforms)),
         platforms: Arc::clone(platforms),
         history_messages,
         turn_timeout: config.worker.turn_timeout,

@@ -604,6 +604,14 @@ impl Store {
         on!(self.deliveries_of_turn(turn_id))
     }
 
+    /// Whether parts for this chat, whose turns are of this inbound partition, are `pending` or `sending`.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn has_unsettled(&self, partition: u16, key: &ConversationKey) -> Result<bool, StoreError> {
+        on!(self.has_unsettled(partition, key))
+    }
+
     /// Which of the parts are settled, in no order.
     ///
     /// # Errors

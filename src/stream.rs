@@ -104,6 +104,12 @@ impl Names {
         format!("{}.turns.{turn_id}", self.namespace)
     }
 
+    /// Core NATS: somebody waiting for what is said next in a web conversation listens here.
+    #[must_use]
+    pub fn conversation_notice(&self, conversation_id: uuid::Uuid) -> String {
+        format!("{}.conversations.{conversation_id}", self.namespace)
+    }
+
     /// Core NATS: what a running turn has made so far, for those who watch it.
     #[must_use]
     pub fn turn_progress(&self, turn_id: uuid::Uuid) -> String {

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use self::burst::Burst;
 use self::compose::{compose, frame, parts, unsaved};
 use self::decide::Decided;
+use self::drafts::Drafts;
 use self::progress::Audience;
 use self::record::TurnRecord;
 use self::suspects::{Asked, Suspects};
@@ -45,6 +46,7 @@ mod commands;
 mod commit;
 mod compose;
 mod decide;
+pub mod drafts;
 mod notices;
 pub mod outbox;
 pub mod progress;
@@ -71,6 +73,7 @@ pub struct Turns {
     pub audience: Audience,
     pub typing: Typing,
     pub suspects: Suspects,
+    pub drafts: Drafts,
     pub platforms: Arc<Platforms>,
     /// Messages read of a history: as many as the bot with the widest budget may send.
     pub history_messages: u32,

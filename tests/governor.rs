@@ -1,7 +1,7 @@
 //! The platforms' rate limits, kept before they are hit: a stand-in for Telegram that answers 429 to whoever is too fast,
 //! with the published limits made smaller, so that a load reaches them within seconds.
 //!
-//! Refuses to look inside; how a limit is kept, the properties in `src/egress/governor.rs` say.
+//! Refuses to look inside; how a limit is kept, the properties in `src/platform/governor.rs` say.
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stderr, reason = "a failed test shows what the process said")]
@@ -90,4 +90,28 @@ async fn a_chat_that_is_told_to_wait_holds_up_no_other_and_keeps_its_order() {
     deployment.settled(4, PATIENCE).await;
     deployment.turnwise.terminate().await;
     deployment.turnwise.assert_audit_clean().await;
+}
+
+/// A reply whose formatting is refused is sent again as plain text: another call, which waits for its turn like any.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reply_that_is_sent_simpler_keeps_to_the_limits() {
+    const CHAT: i64 = 9;
+    let slow = r#"{ chat = { messages = 1, per = "2s" } }"#;
+    let deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |configuration| {
+        configuration.set(&format!("bots.{BOT}"), "limits", slow);
+    })
+    .await;
+    let telegram = &deployment.telegram;
+    deployment.model.answer_with(&message(CHAT, 1), "**bold**");
+    telegram.fail_next(CHAT, Fault::Unparsed);
+    telegram.send(CHAT, &message(CHAT, 1));
+    assert_eq!(telegram.wait_for_texts(CHAT, 1, PATIENCE).await, ["bold"]);
+    telegram.log(|log| {
+        let [refused, plain] = &log.attempts[..] else { panic!("{:?}", log.attempts) };
+        assert!(refused.request["entities"].is_array() && plain.request["entities"].is_null());
+        assert!(plain.at - refused.at >= Duration::from_millis(1_950), "after {:?}", plain.at - refused.at);
+    });
+    deployment.settled(1, PATIENCE).await;
+    let delivery = deployment.ledger.deliveries().await.remove(0);
+    assert_eq!(delivery.status, "sent", "{delivery:?}");
 }

@@ -96,6 +96,13 @@ async fn pages_of_listed_origins_may_talk_and_no_others() {
     let refused = preflight("https://evil.example.com", "/v1/chat").await;
     assert_eq!(header(&refused, "access-control-allow-origin"), None);
     assert_problem(refused, 403).await;
+    // A site may let its name lead to this machine: then its page says that it is of this server.
+    for (host, allowed) in [("evil.example.com:8080", false), ("localhost:8080", true), ("127.0.0.1:8080", true)] {
+        let request = keyed(&deployment, Method::GET, "/v1/conversations?device_id=phone").header("Host", host);
+        let answer = request.header("Origin", format!("http://{host}")).send().await.unwrap();
+        let expected = if allowed { StatusCode::OK } else { StatusCode::FORBIDDEN };
+        assert_eq!(answer.status(), expected, "{host}");
+    }
     let elsewhere = preflight(SHOP, "/metrics").await;
     assert_eq!(header(&elsewhere, "access-control-allow-origin"), None, "only /v1 is for pages");
 

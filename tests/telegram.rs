@@ -16,8 +16,13 @@ use support::{PATIENCE, http_client};
 #[expect(dead_code, reason = "each test binary uses its own part of the harness")]
 mod support;
 
+#[expect(dead_code, reason = "each test binary uses its own part of the harness")]
+#[path = "support/model.rs"]
+mod model;
+
 mod telegram {
     mod commands;
+    mod drafts;
     mod formatting;
     mod moves;
     mod people;

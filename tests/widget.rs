@@ -8,9 +8,9 @@
 
 use std::net::SocketAddr;
 
-use axum::Router;
 use axum::response::Html;
-use axum::routing::get;
+use axum::routing::{get, post};
+use axum::{Json, Router};
 use browser::{Browser, ENTER, ESCAPE};
 use model::{Play, Spoken};
 use serde_json::{Value, json};
@@ -180,7 +180,78 @@ async fn what_has_to_be_confirmed_has_buttons() {
     browser.close().await;
 }
 
-/// A deployment with open bots: `desk`, whose tool has to be confirmed, and `shop`, whose model speaks when the test does; a line to it
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reply_can_offer_answers() {
+    let stage = Stage::start(0).await;
+    let browser = Browser::start().await;
+    browser.open(&stage.page("menu")).await;
+    browser.click(&node("launcher")).await;
+    browser.type_into(&node("message"), &format!("a shirt{ENTER}")).await;
+    let choices = format!("return [...{TREE}.querySelectorAll('.choices button')].map((button) => button.textContent)");
+    browser.until("the buttons", &choices, |labels| *labels == json!(["Red", "Blue"])).await;
+    browser.reload().await;
+    browser.click(&node("launcher")).await;
+    browser.until("the buttons again", &choices, |labels| *labels == json!(["Red", "Blue"])).await;
+    browser.click(&format!("{TREE}.querySelector('.choices button')")).await;
+    let all = ["user: a shirt", "assistant: Which colour?", "user: Red", "assistant: pressed colour-1"];
+    lines(&browser, &all).await;
+    browser.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_sees_the_buttons_and_waits_for_a_person() {
+    let stage = Stage::start(0).await;
+    let say = async |body: Value| {
+        let request = http_client().post(stage.deployment.turnwise.url("/v1/chat")).json(&body);
+        let answer = request.send().await.unwrap();
+        assert!(answer.status().is_success(), "{answer:?}");
+        answer.json::<Value>().await.unwrap()
+    };
+    let asked = say(json!({ "bot": "menu", "device_id": "d", "message": "a shirt" })).await;
+    let buttons = json!([{ "label": "Red", "payload": "colour-1" }, { "label": "Blue", "payload": "colour-2" }]);
+    assert_eq!(asked["reply"]["buttons"], buttons, "{asked:#}");
+    let chosen = say(json!({ "bot": "menu", "device_id": "d", "message": "Blue", "payload": "colour-2" })).await;
+    assert_eq!((&chosen["reply"]["content"], &chosen["reply"]["buttons"]), (&json!("pressed colour-2"), &json!([])));
+    let long = json!({ "bot": "menu", "device_id": "d", "message": "x", "payload": "p".repeat(65) });
+    let refused = http_client().post(stage.deployment.turnwise.url("/v1/chat")).json(&long).send().await.unwrap();
+    assert_eq!(refused.status(), 422);
+
+    let path = format!("/v1/conversations/{}/messages", asked["conversation_id"].as_str().unwrap());
+    let url = stage.deployment.turnwise.url(&path);
+    let newer = |after: u32, wait: u32| {
+        let url = format!("{url}?device_id=d&after={after}&wait={wait}");
+        async move { http_client().get(url).send().await.unwrap().json::<Value>().await.unwrap() }
+    };
+    let contents = |page: &Value| -> Vec<Value> {
+        page["messages"].as_array().unwrap().iter().map(|message| message["content"].clone()).collect()
+    };
+    assert_eq!(contents(&newer(2, 0).await), ["Blue", "pressed colour-2"]);
+    assert_eq!(contents(&newer(4, 0).await), [""; 0]);
+    let agent = stage.operate(http_client().post(&url).json(&json!({ "content": "Kim here." })));
+    let (heard, ()) = tokio::join!(newer(4, 30), agent);
+    assert_eq!(contents(&heard), ["Kim here."]);
+}
+
+/// A bot that offers two colours, and says what was pressed; gives its address.
+async fn menu() -> String {
+    let respond = async |Json(request): Json<Value>| {
+        let pressed = request["messages"][0]["payload"].as_str();
+        let button = |label: &str, payload: &str| json!({ "label": label, "payload": payload });
+        let reply = match pressed {
+            Some(payload) => json!({ "content": format!("pressed {payload}") }),
+            None => json!({
+                "content": "Which colour?", "buttons": [button("Red", "colour-1"), button("Blue", "colour-2")],
+            }),
+        };
+        Json(json!({ "replies": [reply] }))
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, Router::new().route("/", post(respond))).await.unwrap() });
+    format!("http://{address}/")
+}
+
+/// A deployment with open bots: `menu`, which offers answers, `desk`, whose tool has to be confirmed, and `shop`, whose model speaks when the test does; a line to it
 /// that can be cut; and a site that embeds them.
 struct Stage {
     deployment: Deployment,
@@ -204,6 +275,7 @@ impl Stage {
         speakers.reverse();
         let model = model::Model::start(plays).await;
         let brain = Brain::start(&[&["reserve"]]).await;
+        let menu = menu().await;
         let site_port = free_port();
         let deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |configuration| {
             configuration.openai_responder("speaker", &model.base_url).openai_responder("clerk", &brain.base_url());
@@ -216,7 +288,9 @@ impl Stage {
                 .set("tools.reserve", "confirm", "true");
             // The page at `/` is for the first of them.
             open_bot(configuration, "chat", "speaker", site_port);
+            configuration.set("responders.waiter", "kind", "\"http\"").set("responders.waiter", "url", &quoted(&menu));
             open_bot(configuration, "desk", "clerk", site_port);
+            open_bot(configuration, "menu", "waiter", site_port);
             open_bot(configuration, "shop", "speaker", site_port);
         })
         .await;
@@ -275,14 +349,17 @@ async fn serve_site(port: u16, server: &str) -> JoinSet<()> {
         ))
     };
     let style = || async { ([("content-type", "text/css")], "h1 { color: rgb(1, 2, 3); } * { margin: 40px; }") };
-    let (shop, desk) = (page("shop"), page("desk"));
+    let (shop, desk, menu) = (page("shop"), page("desk"), page("menu"));
     let headers = [("content-security-policy", policy)];
     let respond = |page: Html<String>| {
         let headers = headers.clone();
         get(async move || (headers, page))
     };
-    let routes =
-        Router::new().route("/shop", respond(shop)).route("/desk", respond(desk)).route("/style.css", get(style));
+    let routes = Router::new()
+        .route("/shop", respond(shop))
+        .route("/desk", respond(desk))
+        .route("/menu", respond(menu))
+        .route("/style.css", get(style));
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).await.unwrap();
     let mut serving = JoinSet::new();
     serving.spawn(async move { axum::serve(listener, routes).await.unwrap() });

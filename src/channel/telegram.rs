@@ -12,9 +12,9 @@ use subtle::ConstantTimeEq;
 
 use self::addressing::Me;
 use super::json::{self, Object};
-use super::{Answer, Call, Piece, Reading, Refusal, Scope, Stamp, Verified};
-use crate::config::{Bot, Secret, TelegramBot};
-use crate::message::{Amendment, Button, Event, InboundMessage, OutboundPart, Peer, Platform, Replacement};
+use super::{Answer, Call, PartText, Piece, Reading, Refusal, Scope, Stamp, Verified};
+use crate::config::{Bot, Secret, Streaming, TelegramBot};
+use crate::message::{Amendment, Button, DraftId, Event, InboundMessage, OutboundPart, Peer, Platform, Replacement};
 
 mod addressing;
 mod content;
@@ -358,6 +358,27 @@ pub(super) fn typing(telegram: &TelegramBot, peer: &Peer) -> Option<Call> {
     Some(method(telegram, "sendChatAction", body))
 }
 
+/// The `sendMessageDraft` call. The same id animates what is there, which is seen for 30 s, or until the bot's next message.
+pub(super) fn draft(telegram: &TelegramBot, peer: &Peer, id: DraftId, text: &PartText) -> Option<Call> {
+    let mut body = addressed_to(peer).filter(|_| shows_drafts(telegram, peer))?;
+    body["draft_id"] = json!(id.get());
+    body["text"] = json!(text.text);
+    body["can_stop"] = json!(true);
+    if !text.entities.is_empty() {
+        body["entities"] = json!(text.entities);
+    }
+    Some(method(telegram, "sendMessageDraft", body))
+}
+
+/// Drafts are for private chats alone, with their topics (Bot API, "sendMessageDraft"); groups have negative ids.
+pub(super) fn shows_drafts(telegram: &TelegramBot, peer: &Peer) -> bool {
+    let is_private = match peer {
+        Peer::User(chat) | Peer::Topic { group: chat, .. } => !chat.starts_with('-'),
+        Peer::Group(_) | Peer::Business { .. } | Peer::Conversation(_) | Peer::Bot => false,
+    };
+    is_private && telegram.streaming == Streaming::Draft
+}
+
 /// The `answerCallbackQuery` call, without which the pressed button goes on spinning.
 pub(super) fn acknowledgement(telegram: &TelegramBot, callback_id: &str) -> Call {
     method(telegram, "answerCallbackQuery", json!({ "callback_query_id": callback_id }))
@@ -426,6 +447,8 @@ pub(super) fn classify(status: u16, retry_after: Option<Duration>, body: &[u8]) 
             super::retry(delay, Scope::Chat, error)
         }
         500.. => Answer::NotSent { error },
+        // The token is void, whatever it is used for.
+        401 => Answer::Closed { error },
         403 => Answer::Failed { error, unreachable: true },
         _ => match (parameter("migrate_to_chat_id"), spoiled_by(&error)) {
             (Some(chat), _) => Answer::Moved { to: Peer::Group(chat.to_string()), error },

@@ -15,7 +15,8 @@ use super::reader::{Table, Value};
 use super::secret::{self, Secret};
 use super::sections::TURNS;
 use super::{
-    Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, SendLimits, TelegramBot, Updates, WebBot,
+    Bot, BotChannel, Burst, MessengerBot, OnUncertain, ReplyInFlight, SendLimits, Streaming, TelegramBot, Updates,
+    WebBot,
 };
 use super::{commands, http_bot, limits};
 use crate::message::Channel;
@@ -73,6 +74,7 @@ const CHANNEL_KEYS: &[(&str, &[Channel])] = &[
     ("username", &[Channel::Telegram]),
     ("commands", &[Channel::Telegram]),
     ("link_previews", &[Channel::Telegram]),
+    ("streaming", &[Channel::Telegram]),
     ("channel_posts", &[Channel::Telegram]),
     ("business", &[Channel::Telegram]),
     ("api_base", &[Channel::Telegram, Channel::Messenger]),
@@ -227,6 +229,8 @@ fn telegram(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<Te
     let (link_previews, channel_posts, business) =
         (allowed("link_previews"), allowed("channel_posts"), allowed("business"));
 
+    let streaming = table.optional("streaming", &word(&[("off", Streaming::Off), ("draft", Streaming::Draft)]));
+
     let token = token?;
     if let Some(value) = table.value("token") {
         // The digits before the colon are the bot itself; the rest changes when the token is revoked.
@@ -245,6 +249,7 @@ fn telegram(name: &str, table: &Table<'_>, accounts: &mut Accounts) -> Option<Te
         commands,
         api_keys: keys.unwrap_or_default(),
         link_previews,
+        streaming: streaming.unwrap_or(Streaming::Off),
         channel_posts,
         business,
     })

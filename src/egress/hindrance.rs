@@ -22,7 +22,7 @@ impl Egress {
     /// # Errors
     /// When the database does not say.
     pub(super) async fn hindrance(&self, bot: &Bot, part: &OutboundPart) -> Result<Option<String>, StoreError> {
-        if let Some(error) = self.closures().refusal(&bot.name, tokio::time::Instant::now()) {
+        if let Some(error) = self.platforms.closures().refusal(&bot.name, part.part == 0, tokio::time::Instant::now()) {
             return Ok(Some(format!("{DISABLED}: {error}")));
         }
         let Some(window) = channel::window(part.key.channel) else { return Ok(None) };
@@ -48,7 +48,7 @@ impl Egress {
     pub(super) fn note(&self, bot: &Bot, answer: &Answer) {
         match answer {
             Answer::Closed { error } => {
-                if self.closures().close(&bot.name, error, tokio::time::Instant::now()) {
+                if self.platforms.closures().close(&bot.name, error, tokio::time::Instant::now()) {
                     tracing::error!(bot = bot.name, error, "the platform takes nothing from this bot any more");
                 }
                 metric::bot_shut_out(&bot.name, true);
@@ -60,7 +60,7 @@ impl Egress {
             | Answer::Spoiled { .. }
             | Answer::TakenOver { .. }
             | Answer::RetryAfter { .. }
-                if self.closures().open(&bot.name) =>
+                if self.platforms.closures().open(&bot.name) =>
             {
                 tracing::info!(bot = bot.name, "the platform takes this bot's messages again");
                 metric::bot_shut_out(&bot.name, false);

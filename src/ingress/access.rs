@@ -3,6 +3,9 @@
 //! Invariants: keys are compared in constant time, all of them on every request; a bot without keys is open to whoever
 //! reaches the port, and then the device id is what shows a conversation to its owner and to nobody else.
 
+use std::net::IpAddr;
+
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, header};
 use serde_json::{Map, Value};
 use subtle::{Choice, ConstantTimeEq as _};
@@ -58,7 +61,23 @@ impl Ingress {
         if access.bots.is_empty() && access.caller != Caller::Operator {
             return Err(Problem::unauthorized());
         }
-        of_origin(access, headers)
+        self.of_origin(access, headers)
+    }
+
+    /// A browser names the page that makes the request. A page of this server may talk to every bot of its caller, another
+    /// site's page only to the bots that list its origin; a site that none of them lists, opened by a person who can reach this
+    /// port, gets nothing.
+    fn of_origin<'a>(&self, mut access: Access<'a>, headers: &HeaderMap) -> Result<Access<'a>, Problem> {
+        let Some(origin) = headers.get(header::ORIGIN) else { return Ok(access) };
+        // What is not text is no origin that anybody could list.
+        let origin = origin.to_str().map_err(|_| foreign_origin())?;
+        let own = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let own = own.filter(|host| is_own_name(host, self.public_url.as_deref()));
+        if own.is_some_and(|host| origin.split_once("://").is_some_and(|(_, authority)| authority == host)) {
+            return Ok(access);
+        }
+        access.bots.retain(|bot| as_web(bot).is_some_and(|web| web.origins.iter().any(|listed| listed == origin)));
+        if access.bots.is_empty() { Err(foreign_origin()) } else { Ok(access) }
     }
 }
 
@@ -126,21 +145,36 @@ fn matches_any(token: &str, keys: &[Secret]) -> bool {
     keys.iter().fold(Choice::from(0), |found, key| found | equal(token, key)).into()
 }
 
-/// A browser names the page that makes the request. A page of this server may talk to every bot of its caller, another
-/// site's page only to the bots that list its origin; a site that none of them lists, opened by a person who can reach this
-/// port, gets nothing.
-fn of_origin<'a>(mut access: Access<'a>, headers: &HeaderMap) -> Result<Access<'a>, Problem> {
-    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(access) };
-    // What is not text is no origin that anybody could list.
-    let origin = origin.to_str().map_err(|_| foreign_origin())?;
-    let own = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    if own.is_some_and(|host| origin.split_once("://").is_some_and(|(_, authority)| authority == host)) {
-        return Ok(access);
-    }
-    access.bots.retain(|bot| as_web(bot).is_some_and(|web| web.origins.iter().any(|listed| listed == origin)));
-    if access.bots.is_empty() { Err(foreign_origin()) } else { Ok(access) }
+/// Whether a page under this name can only be of this server. Any other name may be a foreign site's, whose owner lets it lead
+/// here, so that their page looks like one of ours (DNS rebinding): only the one that is configured is ours, those that lead to
+/// this machine by definition (RFC 6761, section 6.3), and addresses, which nobody can make lead elsewhere.
+fn is_own_name(host: &str, public_url: Option<&str>) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let name = authority.host().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+    let public = || public_url.and_then(|url| reqwest::Url::parse(url).ok());
+    name.parse::<IpAddr>().is_ok()
+        || name == "localhost"
+        || name.ends_with(".localhost")
+        || public().is_some_and(|url| url.host_str() == Some(name.as_str()))
 }
 
 pub(super) fn foreign_origin() -> Problem {
     Problem::new(403, "foreign-origin", "Pages of this origin may not talk to this bot; see the bot's `origins`.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_can_only_be_this_servers() {
+        let public = Some("https://bots.example.com/base");
+        let own = ["127.0.0.1:8080", "[::1]:8080", "192.168.1.5", "localhost:8080", "LOCALHOST", "bot.localhost:1"];
+        assert!(own.iter().all(|host| is_own_name(host, None)));
+        let foreign =
+            ["evil.example:8080", "bots.example.com", "localhost.evil.example", "127.0.0.1.nip.io", "", "a b"];
+        assert!(foreign.iter().all(|host| !is_own_name(host, None)));
+        assert!(is_own_name("bots.example.com:443", public) && is_own_name("Bots.Example.com", public));
+        assert!(!is_own_name("evil.example", public));
+    }
 }

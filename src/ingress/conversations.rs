@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -18,6 +19,7 @@ use super::access::{Access, Caller};
 use super::body::{Fields, MERGE_PATCH, not_null, text};
 use super::chat::request::{DEVICE_ID_CHARS_MAX, NAME, check_device_id, conversation_id};
 use super::extract::{Parameters, Segment};
+use super::newer::{Newer, WAIT_SECONDS_MAX};
 use super::openapi::{Operation, Routes, Security};
 use super::problem::Problem;
 use super::{Ingress, Shared, agents, json as answer, store_problem};
@@ -159,6 +161,12 @@ struct MessagesQuery {
     /// The `next_before` of the page seen last.
     #[schemars(with = "Option<i64>", transform = not_null)]
     before: Option<String>,
+    /// Only messages behind the one with this `ordinal`: of those the newest.
+    #[schemars(with = "Option<i64>", transform = not_null)]
+    after: Option<String>,
+    /// With `after`: where there is none yet, one is waited for, so many seconds. Then the page may be empty.
+    #[schemars(with = "Option<u32>", range(max = WAIT_SECONDS_MAX), transform = not_null)]
+    wait: Option<String>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -211,16 +219,19 @@ async fn messages(
     Parameters(query): Parameters<MessagesQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let _permit = ingress.admit()?;
+    let permit = ingress.admit()?;
     let access = ingress.access(&headers)?;
     let limit = limit(query.limit.as_deref())?;
-    let before = query
-        .before
-        .map(|before| before.parse().map_err(|_| Problem::field(400, "before", "must be a whole number.")))
-        .transpose()?;
+    let (before, after) = (ordinal("before", query.before)?, ordinal("after", query.after)?);
+    let wait = wait(query.wait.as_deref())?;
     let conversation = ingress.visible(&access, &id, query.device_id.as_deref()).await?;
-    let messages =
-        ingress.store.messages(conversation.id, before, limit).await.map_err(|error| store_problem(&error))?;
+    let messages = match after {
+        None => ingress.store.messages(conversation.id, before, limit).await.map_err(|error| store_problem(&error))?,
+        Some(after) => {
+            drop(permit);
+            ingress.newer(Newer { conversation_id: conversation.id, after, limit, wait }).await?
+        }
+    };
     let next_before = messages.first().map(|message| message.ordinal).filter(|ordinal| *ordinal > 1);
     let ordinals = messages.first().zip(messages.last()).map(|(first, last)| (first.ordinal, last.ordinal));
     let feedback = match ordinals.filter(|_| conversation.key.channel == Channel::Telegram) {
@@ -335,6 +346,16 @@ fn not_a_status() -> Problem {
 pub(super) fn limit(text: Option<&str>) -> Result<u32, Problem> {
     let limit = text.map_or(Ok(PAGE_DEFAULT), str::parse).ok().filter(|limit| (1..=PAGE_MAX).contains(limit));
     limit.ok_or_else(|| Problem::field(400, "limit", format!("must be a whole number from 1 to {PAGE_MAX}.")))
+}
+
+fn ordinal(name: &str, text: Option<String>) -> Result<Option<i64>, Problem> {
+    text.map(|text| text.parse().map_err(|_| Problem::field(400, name, "must be a whole number."))).transpose()
+}
+
+fn wait(text: Option<&str>) -> Result<Duration, Problem> {
+    let seconds: Option<u32> = text.map_or(Ok(0), str::parse).ok().filter(|seconds| *seconds <= WAIT_SECONDS_MAX);
+    let wrong = || Problem::field(400, "wait", format!("must be a whole number up to {WAIT_SECONDS_MAX}."));
+    seconds.map(|seconds| Duration::from_secs(seconds.into())).ok_or_else(wrong)
 }
 
 /// A conversation as callers see it.

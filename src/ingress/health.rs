@@ -51,6 +51,9 @@ struct Checks {
     stream: bool,
     database: bool,
     not_draining: bool,
+    /// No bot is shut out by its platform, as far as this process has seen when it sent. Says nothing of readiness: messages are
+    /// taken all the same.
+    bots_served: bool,
 }
 
 async fn alive() -> &'static str {
@@ -66,6 +69,7 @@ async fn ready(State(ingress): Shared) -> Response {
         stream: stream.unwrap_or(false),
         database: database.is_ok_and(|pinged| pinged.is_ok()),
         not_draining: !ingress.draining.is_cancelled(),
+        bots_served: !ingress.platforms.closures().any(),
     };
     let ready = checks.stream && checks.database && checks.not_draining;
     answer(if ready { 200 } else { 503 }, &Readiness { ready, checks })

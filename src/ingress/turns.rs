@@ -13,7 +13,8 @@ use super::extract::{Parameters, Segment};
 use super::openapi::{Operation, Routes, Security};
 use super::problem::Problem;
 use super::{Ingress, RETRY_AFTER_SECONDS, Shared, events, json as answer, store_problem};
-use crate::message::{Role, TerminalState, Timestamp};
+use crate::message::{Button, Role, TerminalState, Timestamp};
+use crate::responder::assistant::confirm;
 use crate::store::{Action, ActionStatus, DeliveryRow, StoredMessage, Turn};
 
 pub(super) fn routes() -> Routes {
@@ -174,7 +175,18 @@ struct Reply {
     id: Uuid,
     role: Role,
     content: String,
+    /// What a person can answer with; those that answer one of the `actions` are left out.
+    buttons: Vec<ReplyButton>,
     created_at: Timestamp,
+}
+
+/// One of the answers that a reply offers.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+struct ReplyButton {
+    /// For `message` of the next message.
+    label: String,
+    /// For its `payload`.
+    payload: String,
 }
 
 /// A tool call that waits for a person's word, or did.
@@ -212,25 +224,33 @@ pub(super) async fn view(ingress: &Ingress, turn: &Turn) -> Result<TurnView, Pro
 
 /// A given-up turn's failure reply is not in the history; it comes from its deliveries.
 async fn replies(ingress: &Ingress, turn: &Turn) -> Result<Vec<Reply>, Problem> {
+    let deliveries = ingress.store.deliveries_of_turn(turn.id).await.map_err(|error| store_problem(&error))?;
     if turn.replies.is_empty() {
-        let deliveries = ingress.store.deliveries_of_turn(turn.id).await.map_err(|error| store_problem(&error))?;
         return Ok(deliveries.into_iter().map(Reply::from).collect());
     }
-    Ok(turn.replies.iter().map(Reply::from).collect())
+    Ok(turn.replies.iter().map(|message| Reply::new(message, &deliveries)).collect())
 }
 
-impl From<&StoredMessage> for Reply {
-    fn from(message: &StoredMessage) -> Self {
-        let content = message.content.clone();
-        Self { id: message.id, role: message.role, content, created_at: message.created_at }
+impl Reply {
+    /// Its buttons are with the deliveries: no history holds them.
+    fn new(message: &StoredMessage, deliveries: &[DeliveryRow]) -> Self {
+        let of_message = deliveries.iter().filter(|delivery| delivery.message_id == message.id);
+        let buttons = of_message.flat_map(|delivery| delivery.buttons.iter().cloned());
+        let StoredMessage { id, role, content, created_at, .. } = message.clone();
+        Self { id, role, content, buttons: offered(buttons), created_at }
     }
 }
 
 impl From<DeliveryRow> for Reply {
     fn from(delivery: DeliveryRow) -> Self {
-        let DeliveryRow { message_id, content, created_at, .. } = delivery;
-        Self { id: message_id, role: Role::Assistant, content, created_at }
+        let DeliveryRow { message_id, content, buttons, created_at, .. } = delivery;
+        Self { id: message_id, role: Role::Assistant, content, buttons: offered(buttons), created_at }
     }
+}
+
+fn offered(buttons: impl IntoIterator<Item = Button>) -> Vec<ReplyButton> {
+    let plain = buttons.into_iter().filter(|button| !confirm::is_answer(&button.payload));
+    plain.map(|Button { label, payload }| ReplyButton { label, payload }).collect()
 }
 
 impl From<Action> for ActionView {

@@ -105,6 +105,33 @@ pub struct Replacement {
     pub attachments: Option<Vec<Attachment>>,
 }
 
+/// What a platform calls the draft of an answer while it is being written, so that a person can stop that one. It follows from
+/// the place of its turn's first message in the stream, which is the same whoever runs the turn, and how often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DraftId(i64);
+
+impl DraftId {
+    /// Of a turn whose first message has this sequence in its stream: positive, within 31 bits, so that every reading of a
+    /// platform's "integer" holds it.
+    #[must_use]
+    pub fn of_turn(first_sequence: u64) -> Self {
+        const IDS: u64 = i32::MAX.unsigned_abs() as u64;
+        Self(i64::try_from(first_sequence % IDS).unwrap_or_default() + 1)
+    }
+
+    /// As a platform gives it back.
+    #[must_use]
+    pub const fn named(id: i64) -> Self {
+        Self(id)
+    }
+
+    #[must_use]
+    pub const fn get(self) -> i64 {
+        self.0
+    }
+}
+
 /// What an event tells of its chat, beside what anybody said in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -125,8 +152,11 @@ pub enum Notice {
         sender: String,
         reactions: Vec<String>,
     },
-    /// The person wants no more of the answer that is being written.
-    Stop,
+    /// The person wants no more of the answer that is being written; of that with this draft, where the platform says.
+    Stop {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        draft: Option<DraftId>,
+    },
     /// The person took messages back, also those that were answered.
     Deleted {
         platform_message_ids: Vec<String>,

@@ -111,6 +111,14 @@ impl Draft {
         Some(Progress { run, at, text, tools_before, tools })
     }
 
+    /// The beginning of the paragraph that is being written: what was said since the last tool call, at most `bytes_max` of it.
+    pub(crate) fn said_last(&self, bytes_max: usize) -> String {
+        let content = self.content();
+        let from = content.tools.last().map_or(0, |note| note.at);
+        let end = content.text.floor_char_boundary(from.saturating_add(bytes_max));
+        content.text[from..end].to_owned()
+    }
+
     fn push(&self, text: &str) {
         let mut content = self.content();
         if content.full {

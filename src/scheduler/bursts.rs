@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::Burst;
+use crate::message::DraftId;
 
 /// The most messages of one turn: half of what a lane keeps in memory by default, so that the next turn's gather meanwhile.
 pub const TURN_MESSAGES_MAX: usize = 32;
@@ -35,16 +36,22 @@ pub enum Label {
     Aside,
     /// An aside that changes or takes back an earlier message of the lane: it goes with that message while it waits.
     Amends { id: Arc<str> },
-    /// An aside that ends the turn that runs when it comes, unless that has changed something outside; otherwise an aside.
-    Stops,
+    /// An aside that ends the turn whose draft it names, unless that has changed something outside; where it names none, the
+    /// turn that runs when it comes. Otherwise an aside.
+    Stops { draft: Option<DraftId> },
     /// Nothing is known of it: a turn of its own.
     Opaque,
 }
 
 impl Label {
+    /// Whether it ends a turn.
+    pub(super) const fn stops(&self) -> bool {
+        matches!(self, Self::Stops { .. })
+    }
+
     /// Whether nobody waits for an answer.
     pub(super) const fn is_aside(&self) -> bool {
-        matches!(self, Self::Aside | Self::Amends { .. } | Self::Stops)
+        matches!(self, Self::Aside | Self::Amends { .. } | Self::Stops { .. })
     }
 }
 
@@ -78,7 +85,7 @@ impl Waiting {
     fn album(&self) -> Option<&Arc<str>> {
         match &self.label {
             Label::Said { album, .. } => album.as_ref(),
-            Label::Pressed | Label::Aside | Label::Amends { .. } | Label::Stops | Label::Opaque => None,
+            Label::Pressed | Label::Aside | Label::Amends { .. } | Label::Stops { .. } | Label::Opaque => None,
         }
     }
 }
@@ -127,7 +134,7 @@ pub(super) fn amendments(waiting: &VecDeque<Waiting>, length: usize) -> Vec<u64>
     let behind = waiting.iter().skip(length).rev();
     let found = behind.filter(|message| match &message.label {
         Label::Amends { id } => amends(id),
-        Label::Stops => true,
+        Label::Stops { .. } => true,
         _ => false,
     });
     let mut sequences: Vec<u64> = found.map(|message| message.sequence).take(TURN_MESSAGES_MAX).collect();

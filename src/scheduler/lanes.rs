@@ -59,6 +59,8 @@ pub struct Start {
     pub amendments: Vec<u64>,
     /// Counts from 1; attempts that did not count (see [`Lanes::failed`]) keep the number.
     pub attempt: u32,
+    /// Messages of the lane that wait behind these, in memory or parked.
+    pub behind: usize,
 }
 
 /// What there is to do.
@@ -175,7 +177,7 @@ impl Lanes {
                     if lane.turn.attempt == 1 {
                         lane.members = lane.waiting.iter().take(length).map(|message| message.sequence).collect();
                     }
-                    if lane.turn.attempt == 1 || lane.waiting.iter().any(|message| message.label == Label::Stops) {
+                    if lane.turn.attempt == 1 || lane.waiting.iter().any(|message| message.label.stops()) {
                         lane.amendments = bursts::amendments(&lane.waiting, length);
                     }
                     self.running += 1;
@@ -187,6 +189,7 @@ impl Lanes {
                         sequences: lane.members.clone(),
                         amendments: lane.amendments.clone(),
                         attempt: lane.turn.attempt,
+                        behind: lane.behind(length),
                     }));
                 }
             }
@@ -211,6 +214,7 @@ impl Lanes {
                 sequences: vec![first.sequence],
                 amendments: Vec::new(),
                 attempt: lane.refusal.attempt,
+                behind: lane.behind(0),
             });
         }
         None
@@ -314,7 +318,7 @@ impl Lanes {
         let rules = self.shares.rules(lane.bot);
         for (sequence, label) in messages {
             // The turn that was to be stopped has ended long ago.
-            let label = if label == Label::Stops { Label::Aside } else { label };
+            let label = if label.stops() { Label::Aside } else { label };
             let message = Waiting { sequence, label, since: now };
             match lane.refuses(&rules, &message) {
                 true => lane.refused.push_back(message),

@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::{ChatState, NewAction};
 use crate::message::{
-    Attachment, Author, ConversationKey, ConversationStatus, DeliveryStatus, OutboundPart, Peer, Platform, Role,
-    TerminalState, Timestamp,
+    Attachment, Author, Button, ConversationKey, ConversationStatus, DeliveryStatus, OutboundPart, Peer, Platform,
+    Role, TerminalState, Timestamp,
 };
 
 /// A place on a stream. The stream's own number (one per incarnation, see [`super::Store::stream_number`]) is part of it, so that a
@@ -483,6 +483,7 @@ pub struct DeliveryRow {
     pub turn_id: Uuid,
     pub message_id: Uuid,
     pub content: String,
+    pub buttons: Vec<Button>,
     pub part: u16,
     pub parts: u16,
     pub status: DeliveryStatus,

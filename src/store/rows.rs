@@ -46,7 +46,7 @@ macro_rules! pending_columns {
 /// The columns of a delivery as people look at it.
 macro_rules! delivery_columns {
     () => {
-        "id, turn_id, message_id, content, part, parts, status, attempts, error, platform_message_id, created_at, \
+        "id, turn_id, message_id, content, buttons, part, parts, status, attempts, error, platform_message_id, created_at, \
          settled_at"
     };
 }
@@ -240,6 +240,7 @@ pub(super) fn delivery(row: &impl Columns) -> Result<DeliveryRow, StoreError> {
         turn_id: uuid(row, "turn_id")?,
         message_id: uuid(row, "message_id")?,
         content: text(row, "content")?,
+        buttons: document(row, "buttons")?.unwrap_or_default(),
         part: number(row, "part")?,
         parts: number(row, "parts")?,
         status: word(row, "status")?,

@@ -105,9 +105,17 @@ impl Publisher {
 
     /// Tells whoever waits for a turn, over core NATS, that its outcome can be read. Nobody has to hear it.
     pub async fn turn_notice(&self, turn_id: Uuid) {
-        let subject = self.connection.names.turn_notice(turn_id);
+        self.notify(self.connection.names.turn_notice(turn_id)).await;
+    }
+
+    /// The same to whoever waits for what is said next in a web conversation.
+    pub async fn conversation_notice(&self, conversation_id: Uuid) {
+        self.notify(self.connection.names.conversation_notice(conversation_id)).await;
+    }
+
+    async fn notify(&self, subject: String) {
         if let Err(error) = self.connection.client.publish(subject, Bytes::new()).await {
-            tracing::debug!(error = %error, "turn notice not sent");
+            tracing::debug!(error = %error, "a notice was not sent");
         }
     }
 

@@ -55,6 +55,7 @@ pub const TOOL_SERVER_UP: &str = "turnwise_tool_server_up";
 pub const EGRESS_ATTEMPTS: &str = "turnwise_egress_attempts_total";
 pub const EGRESS_WAIT: &str = "turnwise_egress_wait_seconds";
 pub const TYPING: &str = "turnwise_typing_total";
+pub const DRAFTS: &str = "turnwise_drafts_total";
 pub const EVENT_STREAMS: &str = "turnwise_event_streams";
 pub const BOT_SHUT_OUT: &str = "turnwise_bot_shut_out";
 pub const BUDGET_REFUSALS: &str = "turnwise_budget_refusals_total";
@@ -304,6 +305,11 @@ pub fn typing(channel: Channel, status: Option<u16>) {
     counter!(TYPING, "channel" => channel.as_str(), "status_class" => class(status)).increment(1);
 }
 
+/// A draft of an answer was to be shown; `status` is `None` when no answer came.
+pub fn draft(channel: Channel, status: Option<u16>) {
+    counter!(DRAFTS, "channel" => channel.as_str(), "status_class" => class(status)).increment(1);
+}
+
 /// A caller began to be sent a turn's events.
 pub fn event_stream_began() {
     gauge!(EVENT_STREAMS).increment(1.0);
@@ -395,6 +401,7 @@ mod tests {
         egress_attempt(Channel::Messenger, None);
         egress_wait(moment);
         typing(Channel::Telegram, Some(200));
+        draft(Channel::Telegram, Some(200));
         bot_shut_out("page", true);
         event_stream_began();
         event_stream_began();
@@ -447,6 +454,7 @@ mod tests {
         check(r#"turnwise_egress_attempts_total{channel="messenger",status_class="none"} 1"#);
         check(r#"turnwise_egress_wait_seconds_bucket{le="0.01"} 1"#);
         check(r#"turnwise_typing_total{channel="telegram",status_class="2xx"} 1"#);
+        check(r#"turnwise_drafts_total{channel="telegram",status_class="2xx"} 1"#);
         check("turnwise_event_streams 1");
         check(r#"turnwise_event_streams_ended_total{reason="done"} 1"#);
         let of_second = second.render();

@@ -13,7 +13,8 @@ use uuid::Uuid;
 use super::verdict::decode;
 use crate::config::{self, Bot};
 use crate::message::{
-    Amendment, Channel, Envelope, Event, InboundMessage, Notice, Peer, Quote, SCHEMA_VERSION, TerminalState, Timestamp,
+    Amendment, Channel, DraftId, Envelope, Event, InboundMessage, Notice, Peer, Quote, SCHEMA_VERSION, TerminalState,
+    Timestamp,
 };
 use crate::responder::journal::MEMBERS_STEP;
 use crate::responder::{NewUserMessage, Responder};
@@ -54,6 +55,8 @@ struct GlancedEvent {
 #[derive(Deserialize)]
 struct GlancedNotice {
     r#type: String,
+    #[serde(default)]
+    draft: Option<DraftId>,
 }
 
 #[derive(Deserialize)]
@@ -68,10 +71,10 @@ pub(super) fn label(message: &StreamMessage) -> Label {
     let Some(Glance { event, amendment, notice }) = glance else { return Label::Opaque };
     match (event.r#type.as_str(), amendment) {
         ("ignored", Some(amendment)) => Label::Amends { id: amendment.platform_message_id },
-        ("ignored", None) => match notice.as_ref().map(|notice| notice.r#type.as_str()) {
-            Some("stop") => Label::Stops,
+        ("ignored", None) => match notice.as_ref().map(|notice| (notice.r#type.as_str(), notice.draft)) {
+            Some(("stop", draft)) => Label::Stops { draft },
             // Who answers changes between two turns.
-            Some("said" | "taken" | "returned") => Label::Opaque,
+            Some(("said" | "taken" | "returned", _)) => Label::Opaque,
             _ => Label::Aside,
         },
         // A command is answered by itself, whatever is said around it.
@@ -115,7 +118,7 @@ impl<'a> Burst<'a> {
     fn amend(&mut self) {
         for index in 0..self.earlier.len() {
             let (amending, envelope) = &self.earlier[index];
-            if envelope.notice == Some(Notice::Stop) && amending.sequence > self.task.message().sequence {
+            if is_stop(envelope) && amending.sequence > self.task.message().sequence {
                 // Only an answer can be stopped.
                 if said(&self.envelope).is_none() {
                     continue;
@@ -172,7 +175,7 @@ impl<'a> Burst<'a> {
 
     /// The rows of all messages but the last when none of them is to be answered.
     pub(super) fn withdrawn(&self) -> Vec<MergedMessage> {
-        let is_stopped = self.envelope.notice == Some(Notice::Stop);
+        let is_stopped = is_stop(&self.envelope);
         let row = |(message, envelope): &(&Arc<StreamMessage>, Envelope)| MergedMessage {
             state: TerminalState::Ignored,
             reason: Some(withdrawal(envelope, is_stopped)),
@@ -349,6 +352,10 @@ fn distinct(task: &Task) -> Vec<&Arc<StreamMessage>> {
         .collect();
     distinct.reverse();
     distinct
+}
+
+fn is_stop(envelope: &Envelope) -> bool {
+    matches!(envelope.notice, Some(Notice::Stop { .. }))
 }
 
 fn said(envelope: &Envelope) -> Option<&InboundMessage> {

@@ -77,6 +77,9 @@ impl Turns {
                     for receipt in &receipts {
                         self.publisher.turn_notice(receipt.turn_id()).await;
                     }
+                    if let Some(conversation_id) = commit.conversation_id {
+                        self.publisher.conversation_notice(conversation_id).await;
+                    }
                 }
                 self.publish(task, &deliveries).await?;
                 Ok(receipts)

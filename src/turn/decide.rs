@@ -11,15 +11,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::burst::Burst;
+use super::drafts::Place;
 use super::record::TurnRecord;
 use super::trace::record_content;
 use super::verdict::{Step, away};
 use super::{Open, Settings, Turns, commands};
+use crate::channel;
 use crate::config::Bot;
-use crate::message::{ConversationKey, TerminalState, Timestamp};
+use crate::message::{ConversationKey, DraftId, TerminalState, Timestamp};
 use crate::responder::history;
 use crate::responder::journal::{Fault, Journal};
-use crate::responder::{ConversationView, Reply, Responder, TurnContext, TurnError, TurnRequest};
+use crate::responder::{ConversationView, Deltas, Draft, Reply, Responder, TurnContext, TurnError, TurnRequest};
 use crate::scheduler::{Failure, Verdict};
 use crate::store::{Committed, Conversation, StoreError, StoredMessage};
 
@@ -82,6 +84,8 @@ impl Turns {
         };
         let run = self.audience.begin(task, envelope);
         let address = ConversationKey { peer: loaded.conversation.address().clone(), ..envelope.key.clone() };
+        let is_drafted = channel::shows_drafts(&settings.bot, &address.peer) && burst.guest_query().is_none();
+        let draft = is_drafted.then(Arc::<Draft>::default);
         let context = TurnContext {
             turn_id: envelope.turn_id,
             attempt: task.attempt,
@@ -93,7 +97,7 @@ impl Turns {
                 task.ownership,
                 burst.may_change(&settings.bot, responder).then(|| burst.members()),
             ),
-            deltas: run.deltas(),
+            deltas: draft.clone().map_or_else(|| run.deltas(), Deltas::into_draft),
         };
         let span =
             tracing::info_span!("invoke_agent", otel.name = format!("invoke_agent {name}"), otel.kind = "internal");
@@ -101,7 +105,21 @@ impl Turns {
         // Each on the heap: what wraps a future is else as large as that future several times over.
         let reply = Box::pin(ask(responder, &context, &request, &task.interruption));
         let reply = Box::pin(self.typing.during(&settings.bot, &address, reply));
-        let reply = run.during(reply).instrument(span.clone()).await;
+        let reply = run.during(reply).instrument(span.clone());
+        let reply = match &draft {
+            None => reply.await,
+            Some(draft) => {
+                let id = DraftId::of_turn(task.messages[0].sequence);
+                let place = Place {
+                    bot: &settings.bot,
+                    partition: task.ownership.partition,
+                    filed_as: &loaded.conversation.key,
+                    address: &address,
+                    id,
+                };
+                Box::pin(self.drafts.during(&place, draft, reply)).await
+            }
+        };
         *responder_time = started.elapsed();
         let reply = reply.map_err(Box::new)?;
         if self.record_content {

@@ -46,7 +46,9 @@ impl Turns {
             }
             // These are the affair of the lane, whose running turn has ended; of the burst, and of what is stored; and of the
             // event's own commit.
-            Notice::Stop | Notice::Deleted { .. } | Notice::Said { .. } | Notice::Taken | Notice::Returned => Ok(()),
+            Notice::Stop { .. } | Notice::Deleted { .. } | Notice::Said { .. } | Notice::Taken | Notice::Returned => {
+                Ok(())
+            }
         }
     }
 

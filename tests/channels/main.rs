@@ -39,6 +39,7 @@ fn telegram_bot() -> TelegramBot {
         commands: Vec::new(),
         api_keys: Vec::new(),
         link_previews: false,
+        streaming: turnwise::config::Streaming::Off,
         channel_posts: false,
         business: false,
     }
@@ -167,7 +168,7 @@ fn told(notice: &Notice) -> String {
         Notice::Reaction { platform_message_id, sender, reactions } => {
             format!("{sender} feels {reactions:?} about {platform_message_id}")
         }
-        Notice::Stop => "stop".to_owned(),
+        Notice::Stop { .. } => "stop".to_owned(),
         Notice::Deleted { platform_message_ids } => format!("deleted {platform_message_ids:?}"),
         Notice::Arrived { .. } => "ours arrived".to_owned(),
         Notice::Said { text, attachments, .. } => format!("somebody said {text:?} +{}", attachments.len()),

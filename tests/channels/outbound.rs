@@ -198,7 +198,8 @@ fn telegram_answers() {
     check(429, None, forever, retry_after(86_400, "x"));
     let not_found = br#"{"ok":false,"error_code":400,"description":"Bad Request: chat not found"}"#;
     check(400, None, not_found, failed("Bad Request: chat not found", true));
-    check(401, None, br#"{"ok":false,"error_code":401,"description":"Unauthorized"}"#, failed("Unauthorized", false));
+    let closed = Answer::Closed { error: "Unauthorized".to_owned() };
+    check(401, None, br#"{"ok":false,"error_code":401,"description":"Unauthorized"}"#, closed);
     check(404, None, br#"{"ok":false,"error_code":404,"description":"Not Found"}"#, failed("Not Found", false));
     let internal = Answer::NotSent { error: "Internal".to_owned() };
     check(500, None, br#"{"ok":false,"error_code":500,"description":"Internal"}"#, internal);

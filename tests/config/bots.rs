@@ -25,7 +25,7 @@ color = "red"
 responder = "ecko""#,
         &[
             r#"2 bots.support.channel: "telegran" is not known; use "telegram", "messenger", "web" or "http""#,
-            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reject_reply, weight, max_turns, tokens_per_day, budget_reply, reply_in_flight, on_uncertain, failure_reply, typing, limits, token, webhook_secret, updates, username, commands, link_previews, channel_posts, business, api_base, app_secret, verify_token, page_token, page_id, app_id, api_version, api_keys, origins, conversation_ttl, rate_limit, secrets, callback_url, callback_timeout, allow_private",
+            "4 bots.support.color: unknown key; known here: channel, responder, burst, quiet, reject_reply, weight, max_turns, tokens_per_day, budget_reply, reply_in_flight, on_uncertain, failure_reply, typing, limits, token, webhook_secret, updates, username, commands, link_previews, streaming, channel_posts, business, api_base, app_secret, verify_token, page_token, page_id, app_id, api_version, api_keys, origins, conversation_ttl, rate_limit, secrets, callback_url, callback_timeout, allow_private",
             r#"5 bots.support.responder: there is no responder "ecko"; did you mean "echo"? Responders here: echo"#,
         ],
     );
@@ -216,6 +216,7 @@ fn keys_of_other_channels() {
         ("username", "telegram"),
         ("commands", "telegram"),
         ("link_previews", "telegram"),
+        ("streaming", "telegram"),
         ("channel_posts", "telegram"),
         ("business", "telegram"),
         ("api_base", "telegram and messenger"),

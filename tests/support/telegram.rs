@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -89,6 +89,10 @@ pub(crate) struct Log {
     pub(crate) deletions: usize,
     /// Every call of `sendChatAction`; the text is the action.
     pub(crate) actions: Vec<Sent>,
+    /// Every call of `sendMessageDraft`, also those that got a fault.
+    pub(crate) drafts: Vec<Sent>,
+    /// The draft that each chat sees: its id and text. It ends with the bot's next message; that it ends after 30 s is left out.
+    pub(crate) standing: BTreeMap<i64, (i64, String)>,
     /// The ids of the callback queries that were answered.
     pub(crate) acknowledged: Vec<String>,
     /// Chat and id of the messages whose buttons were taken away.
@@ -137,7 +141,11 @@ pub(crate) struct Telegram {
 struct Api {
     log: watch::Sender<Log>,
     faults: Mutex<HashMap<i64, VecDeque<Fault>>>,
+    /// Of drafts.
+    draft_faults: Mutex<HashMap<i64, VecDeque<Fault>>>,
     rate_limits: Mutex<Option<RateLimits>>,
+    /// The token is void.
+    revoked: AtomicBool,
     kept: watch::Sender<Kept>,
     /// Groups that became supergroups.
     moved: Mutex<HashMap<i64, i64>>,
@@ -188,7 +196,9 @@ impl Telegram {
         let api = Arc::new(Api {
             log: watch::Sender::default(),
             faults: Mutex::default(),
+            draft_faults: Mutex::default(),
             rate_limits: Mutex::default(),
+            revoked: AtomicBool::new(false),
             kept: watch::Sender::default(),
             moved: Mutex::default(),
             closed: Mutex::default(),
@@ -220,6 +230,11 @@ impl Telegram {
     /// The next `sendMessage` to this chat gets `fault`; several queue up.
     pub(crate) fn fail_next(&self, chat: i64, fault: Fault) {
         self.api.faults.lock().unwrap().entry(chat).or_default().push_back(fault);
+    }
+
+    /// The same for the next `sendMessageDraft`.
+    pub(crate) fn fail_next_draft(&self, chat: i64, fault: Fault) {
+        self.api.draft_faults.lock().unwrap().entry(chat).or_default().push_back(fault);
     }
 
     /// From now on, whoever sends faster gets 429.
@@ -286,6 +301,11 @@ impl Telegram {
             Some(description) => closed.insert(chat, description),
             None => closed.remove(&chat),
         };
+    }
+
+    /// Makes the bot's token void, or valid again.
+    pub(crate) fn revoke(&self, revoked: bool) {
+        self.api.revoked.store(revoked, Ordering::Relaxed);
     }
 
     /// Every list of commands that `setMyCommands` was given.
@@ -410,11 +430,12 @@ async fn deliver_in_order(inbound: Arc<Inbound>, mut updates: mpsc::UnboundedRec
 }
 
 async fn call(State(api): State<Arc<Api>>, Path((bot, method)): Path<(String, String)>, body: String) -> Response {
-    if bot.strip_prefix("bot") != Some(TOKEN) {
+    if bot.strip_prefix("bot") != Some(TOKEN) || api.revoked.load(Ordering::Relaxed) {
         return error(StatusCode::UNAUTHORIZED, "Unauthorized", None);
     }
     match method.as_str() {
         "sendMessage" => send_message(&api, &body).await,
+        "sendMessageDraft" => send_draft(&api, &body).await,
         "sendChatAction" => send_chat_action(&api, &body),
         "answerCallbackQuery" => {
             let request: Value = serde_json::from_str(&body).unwrap_or_default();
@@ -522,6 +543,36 @@ fn send_chat_action(api: &Api, body: &str) -> Response {
     result(&json!(true))
 }
 
+/// For private chats alone, with a text that a message could have; the same id goes on with what is there.
+async fn send_draft(api: &Api, body: &str) -> Response {
+    let request: Value = serde_json::from_str(body).unwrap_or_default();
+    let wrong = |description: &str| error(StatusCode::BAD_REQUEST, description, None);
+    let (Some(chat), Some(text)) = (request["chat_id"].as_i64(), request["text"].as_str()) else {
+        return wrong("Bad Request: chat_id or text is missing");
+    };
+    let Some(id) = request["draft_id"].as_i64().filter(|id| *id != 0) else {
+        return wrong("Bad Request: DRAFT_ID_INVALID");
+    };
+    if text.encode_utf16().count() > 4096 {
+        return wrong("Bad Request: message is too long");
+    }
+    if let Err(description) = check_entities(text, &request["entities"]) {
+        return wrong(&description);
+    }
+    let fault = api.draft_faults.lock().unwrap().get_mut(&chat).and_then(VecDeque::pop_front);
+    api.log.send_modify(|log| {
+        log.drafts.push(Sent { chat, text: text.to_owned(), at: Instant::now(), request: request.clone() });
+        if chat > 0 && fault.is_none() {
+            log.standing.insert(chat, (id, text.to_owned()));
+        }
+    });
+    match fault {
+        _ if chat < 0 => wrong("Bad Request: TEXTDRAFT_PEER_INVALID"),
+        None => result(&json!(true)),
+        Some(fault) => answer_fault(fault).await,
+    }
+}
+
 async fn send_message(api: &Api, body: &str) -> Response {
     let request: Value = serde_json::from_str(body).unwrap_or_default();
     let chat = &request["chat_id"];
@@ -556,6 +607,7 @@ async fn send_message(api: &Api, body: &str) -> Response {
             fault = Some(Fault::TooManyRequests { retry_after: 1 });
         } else if matches!(fault, None | Some(Fault::BadGateway | Fault::Cut)) {
             log.delivered.push(sent);
+            log.standing.remove(&chat);
             let rows = request["reply_markup"]["inline_keyboard"].as_array().into_iter().flatten();
             let text = |button: &Value, key: &str| button[key].as_str().unwrap().to_owned();
             let buttons: Vec<_> = rows
@@ -571,24 +623,28 @@ async fn send_message(api: &Api, body: &str) -> Response {
         None => {
             result(&json!({ "message_id": message_id, "date": 1_800_000_000, "chat": { "id": chat }, "text": text }))
         }
-        Some(Fault::TooManyRequests { retry_after }) => {
+        Some(fault) => answer_fault(fault).await,
+    }
+}
+
+async fn answer_fault(fault: Fault) -> Response {
+    match fault {
+        Fault::TooManyRequests { retry_after } => {
             let description = format!("Too Many Requests: retry after {retry_after}");
             error(StatusCode::TOO_MANY_REQUESTS, &description, Some(retry_after))
         }
-        Some(Fault::Forbidden) => error(StatusCode::FORBIDDEN, "Forbidden: bot was blocked by the user", None),
-        Some(Fault::Repeats) => {
-            error(StatusCode::BAD_REQUEST, &format!("Bad Request: POST /bot{TOKEN}/sendMessage"), None)
-        }
-        Some(Fault::Unparsed) => {
+        Fault::Forbidden => error(StatusCode::FORBIDDEN, "Forbidden: bot was blocked by the user", None),
+        Fault::Repeats => error(StatusCode::BAD_REQUEST, &format!("Bad Request: POST /bot{TOKEN}/sendMessage"), None),
+        Fault::Unparsed => {
             let description = "Bad Request: can't parse entities: something is wrong with them";
             error(StatusCode::BAD_REQUEST, description, None)
         }
-        Some(Fault::ServerError) => error(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", None),
-        Some(Fault::BadGateway) => (StatusCode::BAD_GATEWAY, Html("<html>502 Bad Gateway</html>")).into_response(),
-        Some(Fault::Cut) => {
+        Fault::ServerError => error(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", None),
+        Fault::BadGateway => (StatusCode::BAD_GATEWAY, Html("<html>502 Bad Gateway</html>")).into_response(),
+        Fault::Cut => {
             Body::from_stream(stream::iter([Ok("{\"ok\":true,"), Err(std::io::Error::other("cut"))])).into_response()
         }
-        Some(Fault::Hang) => std::future::pending().await,
+        Fault::Hang => std::future::pending().await,
     }
 }
 

@@ -78,6 +78,36 @@ async fn writing_again_ends_it_also_in_a_new_conversation() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_void_token_shuts_the_bot_out_until_it_is_valid_again() {
+    let mut deployment = start(Backend::Sqlite).await;
+    let telegram = &deployment.telegram;
+    telegram.revoke(true);
+    telegram.send(ANN, &message(ANN, 1));
+    deployment.settled(1, PATIENCE).await;
+    telegram.send(ANN, &message(ANN, 2));
+    deployment.settled(2, PATIENCE).await;
+    let failed = deployment.ledger.deliveries().await;
+    assert!(failed.iter().all(|delivery| delivery.status == "failed"), "{failed:?}");
+    let url = |path: &str| deployment.turnwise.url(path);
+    let metrics = reqwest::get(url("/metrics")).await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("turnwise_bot_shut_out{bot=\"support\"} 1"));
+    let ready = reqwest::get(url("/readyz")).await.unwrap();
+    assert_eq!(ready.status(), StatusCode::OK, "messages are taken");
+    let ready: Value = ready.json().await.unwrap();
+    assert_eq!(ready["checks"]["bots_served"], false, "{ready:#}");
+    assert_eq!(conversation(&deployment).await["unreachable"], Value::Null, "it is not the person's doing");
+
+    // With a new token the process is started again.
+    deployment.telegram.revoke(false);
+    deployment.turnwise.terminate().await;
+    deployment.turnwise.start_again().await;
+    deployment.telegram.send(ANN, &message(ANN, 3));
+    assert_eq!(deployment.telegram.wait_for_texts(ANN, 1, PATIENCE).await, [answer(ANN, 3)]);
+    let ready: Value = reqwest::get(deployment.turnwise.url("/readyz")).await.unwrap().json().await.unwrap();
+    assert_eq!(ready["checks"]["bots_served"], true, "{ready:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reactions_stand_beside_the_message() {
     for backend in [Backend::Sqlite, Backend::Postgres] {
         let deployment = start(backend).await;

@@ -1,4 +1,4 @@
-//! Updates beside messages: the stop button, business accounts, channels, guests, files.
+//! Updates beside messages: business accounts, channels, guests, files.
 
 use crate::*;
 
@@ -12,30 +12,6 @@ fn person(id: i64) -> Value {
 
 fn private(id: i64) -> Value {
     json!({ "id": id, "type": "private", "first_name": "Ann" })
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stop_ends_the_turn_that_runs_and_no_other() {
-    let deployment = start(Backend::Sqlite).await;
-    let telegram = &deployment.telegram;
-    deployment.model.hold("long story");
-    telegram.send(ANN, "long story");
-    telegram.send(ANN, "short story");
-    deployment.model.wait_for_call("long story", PATIENCE).await;
-    telegram.all_taken(PATIENCE).await;
-    telegram.happen(ANN, "stopped_message_generation", &json!({ "chat": private(ANN), "draft_id": 7 }));
-    assert_eq!(telegram.wait_for_texts(ANN, 1, PATIENCE).await, ["re: short story"]);
-    deployment.settled(3, PATIENCE).await;
-    deployment.model.release("long story");
-    let states = deployment.ledger.turns_by_state().await;
-    assert_eq!((states.get("answered"), states.get("ignored")), (Some(&1), Some(&2)), "{states:?}");
-    assert_eq!(deployment.ledger.history_with("short story").await.len(), 2, "nothing of it is in the history");
-
-    // Nothing runs any more: a stop that comes late stops nothing.
-    telegram.happen(ANN, "stopped_message_generation", &json!({ "chat": private(ANN), "draft_id": 7 }));
-    telegram.send(ANN, "another");
-    assert_eq!(telegram.wait_for_texts(ANN, 2, PATIENCE).await[1], "re: another");
-    deployment.turnwise.assert_audit_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

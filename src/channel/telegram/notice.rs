@@ -4,7 +4,7 @@
 //! update that does not name it is none.
 
 use crate::channel::json::Object;
-use crate::message::{Notice, Peer};
+use crate::message::{DraftId, Notice, Peer};
 
 /// What an update of this kind tells of its chat, `peer`.
 pub(super) fn notice(kind: &str, content: &Object<'_>, peer: Option<&Peer>) -> Option<Notice> {
@@ -13,7 +13,7 @@ pub(super) fn notice(kind: &str, content: &Object<'_>, peer: Option<&Peer>) -> O
         "my_chat_member" => membership(content),
         "message_reaction" => reaction(content),
         "deleted_business_messages" => deleted(content),
-        "stopped_message_generation" => Some(Notice::Stop),
+        "stopped_message_generation" => Some(Notice::Stop { draft: content.integer("draft_id").map(DraftId::named) }),
         _ => None,
     }
 }

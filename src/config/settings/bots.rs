@@ -168,6 +168,14 @@ impl Bot {
     }
 }
 
+/// How an answer is shown while it is being made, beside "is typing".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Streaming {
+    Off,
+    /// As a draft, which ends with the reply and vanishes without one.
+    Draft,
+}
+
 /// How updates come from Telegram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Updates {
@@ -193,6 +201,8 @@ pub struct TelegramBot {
     pub api_keys: Vec<Secret>,
     /// Whether links in replies show what is behind them.
     pub link_previews: bool,
+    /// How an answer is shown in private chats while it is being made.
+    pub streaming: Streaming,
     /// Whether posts in channels, of which the bot is an administrator, make turns.
     pub channel_posts: bool,
     /// Whether messages to business accounts that people have connected make turns.

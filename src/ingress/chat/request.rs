@@ -24,6 +24,9 @@ pub(in crate::ingress) const MESSAGE_CHARS_MAX: usize = 32_768;
 /// The longest device id, in characters.
 pub(in crate::ingress) const DEVICE_ID_CHARS_MAX: usize = 255;
 
+/// The longest payload of a button, in characters: as many as a button of ours carries bytes.
+const PAYLOAD_CHARS_MAX: usize = 64;
+
 /// Of a text that is a name: no control characters, and not blank. As JSON Schema reads it (ECMA-262).
 pub(in crate::ingress) const NAME: &str =
     r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$";
@@ -56,7 +59,7 @@ impl ChatRequest {
             device_id: &self.body.device_id,
             platform: self.body.platform(),
             message: self.body.words(),
-            payload: self.body.confirm.as_ref().map(Confirmation::payload),
+            payload: self.body.confirm.as_ref().map(Confirmation::payload).or_else(|| self.body.payload.clone()),
             metadata: self.body.metadata.clone(),
             now: Timestamp::now(),
         })
@@ -85,6 +88,9 @@ pub(in crate::ingress) struct ChatBody {
     /// Not blank. May be left out beside `confirm`.
     #[schemars(length(min = 1, max = MESSAGE_CHARS_MAX), regex(pattern = NOT_BLANK))]
     message: Option<String>,
+    /// Of the button of a reply that was pressed, whose label is the message. Without meaning beside `confirm`.
+    #[schemars(length(min = 1, max = PAYLOAD_CHARS_MAX), regex(pattern = NAME))]
+    payload: Option<String>,
     platform: Option<ChatPlatform>,
     /// Kept with the conversation: its members are merged into the conversation's metadata (RFC 7396).
     pub(super) metadata: Option<Map<String, Value>>,
@@ -139,8 +145,12 @@ impl ChatBody {
             (None, Some(_)) => {}
             (message, _) => check_message("message", message.as_deref().unwrap_or_default())?,
         }
+        let payload = text(body, "payload")?;
+        if let Some(payload) = &payload {
+            check_payload(payload)?;
+        }
         let bot = text(body, "bot")?;
-        Ok(Self { bot, device_id, conversation_id, message, platform, metadata, confirm })
+        Ok(Self { bot, device_id, conversation_id, message, payload, platform, metadata, confirm })
     }
 
     /// What the history shows; of an answer without words, what the button under the question would say.
@@ -211,6 +221,15 @@ pub(in crate::ingress) fn check_device_id(device_id: &str) -> Result<(), Problem
         return Ok(());
     };
     Err(Problem::field(422, "device_id", wrong))
+}
+
+fn check_payload(payload: &str) -> Result<(), Problem> {
+    let fits = (1..=PAYLOAD_CHARS_MAX).contains(&payload.chars().count());
+    if !fits || payload.trim().is_empty() || payload.chars().any(char::is_control) {
+        let detail = "must have 1 to 64 characters, not all blank, and no control characters.";
+        return Err(Problem::field(422, "payload", detail));
+    }
+    Ok(())
 }
 
 pub(in crate::ingress) fn check_message(field: &str, message: &str) -> Result<(), Problem> {

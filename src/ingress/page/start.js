@@ -98,8 +98,8 @@ function start() {
   const here = session;
   // What was left unanswered goes first, but only once the history tells what of it is known; what is typed meanwhile follows.
   here.accepted = loadHistory();
-  for (const { text, confirm, key, body } of storedUnanswered()) {
-    const item = Object.assign(newItem(text, confirm, key, body), { restored: true });
+  for (const { text, confirm, payload, key, body } of storedUnanswered()) {
+    const item = Object.assign(newItem(text, { confirm, payload }, key, body), { restored: true });
     item.bubble = newLine("user", text, null);
     item.bubble.hidden = true;
     append(item.bubble);

@@ -11,17 +11,20 @@ function newSession() {
     draft: null, connection: null,
     // A person answers here.
     human: false,
+    // The last message that was fetched, and what ends the waiting for the next.
+    seen: 0, waiting: null,
   };
 }
 let session = newSession();
 
-// One message on its way. `key` and `body` never change once it was first sent.
-function newItem(text, confirm = null, key = uuid(), body = null) {
-  return { text, confirm, key, body, state: "sending", accepted: false, restored: false, bubble: null };
+// One message on its way, perhaps a press of a button, which says more than its label. `key` and `body` never change once it was
+// first sent.
+function newItem(text, { confirm = null, payload = null } = {}, key = uuid(), body = null) {
+  return { text, confirm, payload, key, body, state: "sending", accepted: false, restored: false, bubble: null };
 }
 
 function remember() {
-  const kept = session.items.map(({ text, confirm, key, body }) => ({ text, confirm, key, body }));
+  const kept = session.items.map(({ text, confirm, payload, key, body }) => ({ text, confirm, payload, key, body }));
   storage.set("unanswered", kept.length ? JSON.stringify(kept) : null);
 }
 
@@ -50,7 +53,7 @@ async function accept(item, here) {
     bot: BOT,
     device_id: deviceId(),
     conversation_id: storage.get("conversation") ?? undefined,
-    ...(item.confirm ? { confirm: item.confirm } : { message: item.text }),
+    ...(item.confirm ? { confirm: item.confirm } : { message: item.text, payload: item.payload ?? undefined }),
   });
   if (here === session) remember();
   let turn;
@@ -143,6 +146,7 @@ async function loadHistory() {
     const page = await retrying(() => request(messagesOf(conversation, HISTORY_LIMIT)));
     if (here !== session) return;
     element("log").prepend(...page.messages.map(lineOf).filter(Boolean));
+    here.seen = page.messages.at(-1)?.ordinal ?? 0;
     refresh();
     element("scroller").scrollTop = element("scroller").scrollHeight;
     const last = page.messages.at(-1);
@@ -163,23 +167,32 @@ function messagesOf(conversation, limit) {
 // A question that was left open is asked again.
 async function askAgain({ turn_id }, here) {
   const turn = await request(`/v1/turns/${turn_id}`).catch(() => null);
-  if (turn && here === session) showActions(turn);
+  if (turn && here === session) showChoices(turn);
 }
 
 // What a person writes belongs to no message of ours, so no events tell of it.
+// While a person is expected, the server answers when they have said something.
 async function listen() {
   for (;;) {
-    await pause(session.human ? AGENT_MS : IDLE_MS);
+    if (!session.human) await pause(IDLE_MS);
     const [here, conversation] = [session, storage.get("conversation")];
-    if (document.hidden || !conversation) continue;
-    const page = await request(messagesOf(conversation, RECENT_LIMIT)).catch(() => null);
-    if (!page || here !== session) continue;
-    page.messages.filter(({ author }) => author === "agent").forEach(show);
+    if (document.hidden || !conversation) {
+      await pause(AGENT_MS);
+      continue;
+    }
+    here.waiting = new AbortController();
+    const wait = here.human ? WAIT_S : 0;
+    const path = `${messagesOf(conversation, RECENT_LIMIT)}&after=${here.seen}&wait=${wait}`;
+    const page = await request(path, { signal: here.waiting.signal }).catch(() => null);
+    if (here !== session) continue;
+    if (!page) await pause(AGENT_MS);
+    here.seen = page?.messages.at(-1)?.ordinal ?? here.seen;
+    page?.messages.filter(({ author }) => author === "agent").forEach(show);
   }
 }
 
-function begin(text, confirm = null) {
-  const item = newItem(text, confirm);
+function begin(text, press = {}) {
+  const item = newItem(text, press);
   session.problem = session.items.some((other) => other.state === "failed") ? session.problem : null;
   item.bubble = newLine("user", text, null);
   append(item.bubble);
@@ -189,6 +202,7 @@ function begin(text, confirm = null) {
 
 function startOver() {
   session.connection?.abort();
+  session.waiting?.abort();
   session = newSession();
   storage.set("conversation", null);
   remember();

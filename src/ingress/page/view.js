@@ -19,7 +19,7 @@ function finish(item, turn, here) {
   if (item.restored && known) item.bubble.remove();
   else setState(item, "done");
   replies.forEach((reply) => show(reply));
-  showActions(turn);
+  showChoices(turn);
   if (turn.status === "handed_off") here.human = true;
   if (replies.length === 0 && NOTICES[turn.status]) notice(NOTICES[turn.status]);
   refresh();
@@ -93,28 +93,37 @@ function show(message) {
   if (line) append(line);
 }
 
-// Buttons for what a person is asked to confirm.
-function showActions({ actions = [] }) {
+// Buttons for what a person is asked to confirm, and for what a reply offers.
+function showChoices({ actions = [], replies = [] }) {
   for (const { id, tool, status } of actions) {
-    if (status !== "pending" || session.shown.has(id)) continue;
-    session.shown.add(id);
-    const line = document.createElement("li");
-    line.className = "choices";
-    line.setAttribute("role", "group");
-    line.setAttribute("aria-label", tool);
-    for (const [label, approve] of [["Yes", true], ["No", false]]) {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = label;
-      button.addEventListener("click", () => {
-        line.remove();
-        begin(label, { id, approve });
-        element("message").focus();
-      });
-      line.append(button);
-    }
-    append(line);
+    if (status !== "pending") continue;
+    offer(id, tool, [["Yes", { confirm: { id, approve: true } }], ["No", { confirm: { id, approve: false } }]]);
   }
+  for (const { id, buttons = [] } of replies) {
+    if (buttons.length > 0) offer(`choices-${id}`, "Answers", buttons.map(({ label, payload }) => [label, { payload }]));
+  }
+}
+
+// A line of buttons, once; it goes with the first press.
+function offer(id, name, choices) {
+  if (session.shown.has(id)) return;
+  session.shown.add(id);
+  const line = document.createElement("li");
+  line.className = "choices";
+  line.setAttribute("role", "group");
+  line.setAttribute("aria-label", name);
+  for (const [label, press] of choices) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = label;
+    button.addEventListener("click", () => {
+      line.remove();
+      begin(label, press);
+      element("message").focus();
+    });
+    line.append(button);
+  }
+  append(line);
 }
 
 function notice(text) {

@@ -13,9 +13,11 @@ const POLL_MS = [150, 300, 600, 1000];
 // Beyond any turn's timeout times its attempts: then the person is asked whether to go on looking.
 const GIVE_UP_MS = 15 * 60 * 1000;
 const HISTORY_LIMIT = 50;
-// What a person at the other end writes is asked for: this often while one is expected, and otherwise.
-const AGENT_MS = 3000;
+// What a person at the other end writes is asked for: this often; while one is expected, with a wait of so many seconds; and after
+// so long, where it cannot be asked for.
 const IDLE_MS = 15000;
+const WAIT_S = 25;
+const AGENT_MS = 3000;
 const RECENT_LIMIT = 20;
 
 // Inserted by the page itself, or by a page of any other site.

@@ -206,6 +206,12 @@ pub fn payload(action_id: &str, approve: bool) -> String {
     format!("{}{action_id}", if approve { APPROVE } else { REJECT })
 }
 
+/// Whether a button carries the answer to such a question.
+#[must_use]
+pub fn is_answer(payload: &str) -> bool {
+    pressed(payload).is_some()
+}
+
 /// Whether the message is a press of a button under such a question, whatever has become of it.
 pub(in crate::responder) fn is_press(message: &NewUserMessage) -> bool {
     message.message.payload.as_deref().and_then(pressed).is_some()

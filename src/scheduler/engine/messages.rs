@@ -85,7 +85,7 @@ impl<W: Work> Engine<W> {
     }
 
     fn start(&mut self, start: Start) {
-        let Start { key, track, partition: number, sequences, amendments, attempt: attempts } = start;
+        let Start { key, track, partition: number, sequences, amendments, attempt: attempts, behind } = start;
         let find = |sequence| self.held.get(&Slot { partition: number, sequence });
         let held: Vec<_> = sequences.into_iter().filter_map(find).collect();
         let amending = amendments.into_iter().filter_map(find).map(|held| Arc::clone(&held.message)).collect();
@@ -104,6 +104,7 @@ impl<W: Work> Engine<W> {
             attempt: attempts,
             started_at: Timestamp::now(),
             lane_position: last.lane_position,
+            behind,
             blocker: blocker.and_then(|blocker| blocker.get().cloned()),
             cancellation: partition.cancellation.child_token(),
             interruption: CancellationToken::new(),

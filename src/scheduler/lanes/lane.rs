@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use super::Track;
 use crate::config::Burst;
+use crate::message::DraftId;
 use crate::scheduler::bursts::{self, INTERRUPTIONS_MAX, Label, Rules, Waiting};
 use crate::scheduler::shares::BotIndex;
 
@@ -89,6 +90,12 @@ impl Lane {
         self.waiting.len() + self.refused.len()
     }
 
+    /// Messages behind the first `length` that wait.
+    pub(super) fn behind(&self, length: usize) -> usize {
+        let parked = self.parked.as_ref().map_or(0, |parked| parked.messages);
+        self.waiting.len().saturating_sub(length) + parked
+    }
+
     pub(super) fn is_running(&self, track: Track) -> bool {
         self.track(track).state == State::Running
     }
@@ -119,14 +126,22 @@ impl Lane {
             return false;
         }
         let is_said = matches!(message.label, Label::Said { .. });
-        let stops = message.label == Label::Stops && self.turn.state == State::Running;
-        if message.label == Label::Stops && !stops {
+        let is_running = self.turn.state == State::Running;
+        let stops = match message.label {
+            // Also one that is to be run again: who stopped it meant it.
+            Label::Stops { draft: Some(draft) } => {
+                self.waiting.front().is_some_and(|first| DraftId::of_turn(first.sequence) == draft)
+            }
+            Label::Stops { draft: None } => is_running,
+            _ => false,
+        };
+        if message.label.stops() && !stops {
             message.label = Label::Aside;
         }
         self.waiting.push_back(message);
         if stops {
-            self.is_asked = true;
-            return true;
+            self.is_asked |= is_running;
+            return is_running;
         }
         let interrupts = rules.burst == Burst::Interrupt
             && is_said
@@ -168,7 +183,7 @@ impl Lane {
                         self.waiting.push_front(message);
                     }
                 }
-                for message in self.waiting.iter_mut().filter(|message| message.label == Label::Stops) {
+                for message in self.waiting.iter_mut().filter(|message| message.label.stops()) {
                     // What it would have ended has come to its end.
                     message.label = Label::Aside;
                 }

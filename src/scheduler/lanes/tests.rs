@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::Burst;
+use crate::message::DraftId;
 use crate::scheduler::bursts::INTERRUPTIONS_MAX;
 use crate::scheduler::bursts::TURN_MESSAGES_MAX;
 
@@ -152,7 +153,7 @@ impl Model {
     }
 
     fn begin(&mut self, start: &Start) {
-        let Start { key, track, sequences, attempt, partition, amendments } = start;
+        let Start { key, track, sequences, attempt, partition, amendments, .. } = start;
         assert!(!self.is_running(key, *track), "two at once on {key}");
         assert!(!self.paused.contains(&(Arc::clone(key), *track)), "{key} ran during its pause");
         assert!(!self.gathering.iter().any(|(gathering, _)| gathering == key) || *track == Track::Refusal);
@@ -500,7 +501,7 @@ fn a_stop_ends_the_turn_that_runs_whichever_attempt_it_is_and_no_other() {
     lanes.failed(&key, Track::Turn, true);
     lanes.resume(&key, Track::Turn);
     assert_eq!(start(&mut lanes), (vec![1], vec![], 2));
-    assert!(matches!(admit(&mut lanes, 2, Label::Stops), Admission::Waiting { interrupts: true, .. }));
+    assert!(matches!(admit(&mut lanes, 2, Label::Stops { draft: None }), Admission::Waiting { interrupts: true, .. }));
     lanes.interrupted(&key);
     assert_eq!(start(&mut lanes), (vec![1], vec![2], 2), "the stop is part of what is run again");
     lanes.done(&key, Track::Turn, &[1, 2]);
@@ -509,11 +510,38 @@ fn a_stop_ends_the_turn_that_runs_whichever_attempt_it_is_and_no_other() {
         admit(&mut lanes, sequence, plain());
     }
     assert_eq!(start(&mut lanes), (vec![3], vec![], 1));
-    assert_eq!(admit(&mut lanes, 5, Label::Stops), Admission::Parked { opens: true });
+    assert_eq!(admit(&mut lanes, 5, Label::Stops { draft: None }), Admission::Parked { opens: true });
     lanes.done(&key, Track::Turn, &[3]);
     assert!(lanes.refill(&key).is_some());
-    lanes.refilled(&key, vec![(5, Label::Stops)], 6, now);
+    lanes.refilled(&key, vec![(5, Label::Stops { draft: None })], 6, now);
     assert_eq!(start(&mut lanes), (vec![4], vec![], 1), "what it would have ended has ended before");
+}
+
+#[test]
+fn a_stop_with_a_draft_ends_the_turn_of_that_draft_also_when_it_is_to_be_run_again() {
+    let mut lanes = lanes(Burst::Queue, 8);
+    let (now, key): (_, LaneKey) = (Instant::now(), "telegram.bot.user-0".into());
+    let admit = |lanes: &mut Lanes, sequence, label| lanes.admit(&key, Slot { partition: 0, sequence }, label, now);
+    let of = |first| Label::Stops { draft: Some(DraftId::of_turn(first)) };
+    let waits = |before| Admission::Waiting { before, interrupts: false };
+    let start = |lanes: &mut Lanes| match lanes.start(now) {
+        Some(super::Step::Run(start)) => (start.sequences, start.amendments),
+        other => panic!("{other:?}"),
+    };
+    admit(&mut lanes, 1, plain());
+    admit(&mut lanes, 2, plain());
+    assert_eq!(start(&mut lanes), (vec![1], vec![]));
+    assert_eq!(admit(&mut lanes, 3, of(2)), waits(2), "the draft of a turn that has not begun is nobody's");
+    assert_eq!(admit(&mut lanes, 4, of(1)), Admission::Waiting { before: 3, interrupts: true });
+    lanes.interrupted(&key);
+    assert_eq!(start(&mut lanes), (vec![1], vec![4]));
+    lanes.done(&key, Track::Turn, &[1, 4]);
+    assert_eq!(start(&mut lanes), (vec![2], vec![]));
+    lanes.failed(&key, Track::Turn, true);
+    assert_eq!(admit(&mut lanes, 5, of(1)), waits(2), "its turn is over");
+    assert_eq!(admit(&mut lanes, 6, of(2)), waits(3));
+    lanes.resume(&key, Track::Turn);
+    assert_eq!(start(&mut lanes), (vec![2], vec![6]));
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use uuid::Uuid;
 
 use super::Postgres;
-use crate::message::DeliveryStatus;
+use crate::message::{ConversationKey, DeliveryStatus};
 use crate::store::error::refused;
 use crate::store::rows::{self, delivery_columns, pending_columns};
 use crate::store::sending;
@@ -59,6 +59,19 @@ impl Postgres {
             concat!("SELECT ", delivery_columns!(), " FROM deliveries WHERE turn_id = $1 ORDER BY ordinal");
         let found = sqlx::query(LIST).bind(turn_id).fetch_all(&self.pool).await;
         found.map_err(refused("list a turn's deliveries"))?.iter().map(rows::delivery).collect()
+    }
+
+    pub(in crate::store) async fn has_unsettled(
+        &self,
+        partition: u16,
+        key: &ConversationKey,
+    ) -> Result<bool, StoreError> {
+        const FIND: &str = "SELECT EXISTS (SELECT 1 FROM deliveries \
+             WHERE status IN ('pending', 'sending') AND partition = $4 \
+             AND channel = $1 AND bot = $2 AND peer = $3)";
+        let find = sqlx::query_scalar(FIND).bind(key.channel.as_str()).bind(&*key.bot).bind(key.peer.to_string());
+        let find = find.bind(i32::from(partition));
+        find.fetch_one(&self.pool).await.map_err(refused("look up a chat's deliveries"))
     }
 
     pub(in crate::store) async fn settled_deliveries(&self, ids: &[Uuid]) -> Result<Vec<Settled>, StoreError> {

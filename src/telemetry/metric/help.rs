@@ -6,7 +6,7 @@ use metrics::Unit;
 
 use super::{
     BOT_SHUT_OUT, BUDGET_REFUSALS, COMMIT_BATCH_SIZE, COMMIT_DURATION, COMMITS_FENCED, DEAD_LETTERS,
-    DEAD_LETTERS_PENDING, DELIVERIES_UNCERTAIN, EGRESS_ATTEMPTS, EGRESS_WAIT, END_TO_END, EVENT_STREAMS,
+    DEAD_LETTERS_PENDING, DELIVERIES_UNCERTAIN, DRAFTS, EGRESS_ATTEMPTS, EGRESS_WAIT, END_TO_END, EVENT_STREAMS,
     EVENT_STREAMS_ENDED, HTTP_REQUEST_DURATION, INGRESS_MESSAGES, LANE_WAIT, LANES, MEMBERS, MODEL_CALL_DURATION,
     MODEL_TOKENS, OLDEST_UNPROCESSED_AGE, OVERHEAD, PARKED_MESSAGES, PARTITION_OWNED, PARTITIONS, REBALANCES,
     REDELIVERIES, STORAGE_BYTES, STORAGE_BYTES_LIMIT, STREAM_ACK_PENDING, STREAM_BYTES, STREAM_BYTES_LIMIT, STREAM_LAG,
@@ -39,6 +39,7 @@ pub(super) const COUNTERS: &[(&str, &str)] = &[
     (DEAD_LETTERS, "Messages given up after their attempts, by reason."),
     (TOOL_CALLS, "Calls of tools, by outcome; unknown means that nobody can tell whether the call happened."),
     (EGRESS_ATTEMPTS, "Attempts to deliver to a platform, by class of the HTTP status; none means no answer came."),
+    (DRAFTS, "Calls that show drafts of answers, by class of the HTTP status; none means no answer came."),
     (TYPING, "Calls that show that a bot is typing, by class of the HTTP status; none means no answer came."),
     (BUDGET_REFUSALS, "Turns answered without a model, because the bot's tokens of the day were spent."),
     (EVENT_STREAMS_ENDED, "Callers that are sent no more events of a turn, by reason."),

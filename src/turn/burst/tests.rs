@@ -107,6 +107,7 @@ fn task(messages: Vec<StreamMessage>) -> Task {
         attempt: 1,
         started_at: Timestamp::from_micros(0),
         lane_position: 0,
+        behind: 0,
         blocker: None,
         cancellation: CancellationToken::new(),
         interruption: CancellationToken::new(),

@@ -49,6 +49,11 @@ impl Meter {
         self.running = self.running.saturating_sub(1);
     }
 
+    /// Whether a call is on its way.
+    pub(super) const fn is_busy(&self) -> bool {
+        self.running > 0
+    }
+
     /// The platform wants silence.
     pub(super) fn block(&mut self, until: Instant) {
         self.blocked_until = self.blocked_until.max(Some(until));

@@ -1,7 +1,7 @@
 //! When a part may leave: the platforms' rate limits kept before they are hit, and the pauses that a platform asks for.
 //!
 //! Pure: the time is an argument, and nobody waits here. Refuses to queue: who may not send yet is told when to ask again, and
-//! keeps its place among the chats of its bot meanwhile. Invariants, kept by the property tests below: however late a chat
+//! keeps its place among the chats of its bot meanwhile (`queue` hands them out). Invariants, kept by the property tests below: however late a chat
 //! asks again and however long a call is on its way, a chat gets no more than its limit in any window, and neither does a bot
 //! whose calls take less than a window; and what waits leaves within 5 % of the time that the limits allow.
 //!
@@ -15,19 +15,25 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::meter::{Meter, Window, pace};
+use self::meter::{Meter, Window};
+use self::queue::{Queue, Turn};
 use crate::channel::Scope;
 use crate::config::{SendLimit, SendLimits};
 use crate::message::Peer;
 
 mod meter;
+mod queue;
 
 /// A bot's calls run side by side, and none can wait for another's answer: its limit is used to 100 / 103, which makes up for
 /// what is not known of the time that they are on their way.
 const MARGIN_PERCENT: u32 = 103;
 
+/// A bot's window is a little longer than the platform's, and shorter than its calls take at their pace: one that is a few
+/// milliseconds late makes none behind it wait.
+const WINDOW_PERCENT: u32 = 101;
+
 /// After so many answers, the fastest one tells how long a call takes at least.
-const ANSWERS_NEEDED: u32 = 16;
+const ANSWERS_NEEDED: u32 = 64;
 
 /// When so many chats are told to wait within [`REFUSALS_WITHIN`], the whole bot is meant.
 const REFUSED_CHATS: usize = 3;
@@ -69,6 +75,8 @@ pub enum Ended {
 #[derive(Debug)]
 pub struct Governor {
     accounts: HashMap<String, Account>,
+    /// Whether the process knows its share.
+    is_shared: bool,
 }
 
 /// One bot on its platform.
@@ -77,8 +85,7 @@ struct Account {
     limits: SendLimits,
     /// This process's part of the bot's limit.
     share: Option<Share>,
-    /// Up to when the bot's calls are handed out, in the sense of [`pace`].
-    handed_out: Option<Instant>,
+    queue: Queue,
     calls: Window,
     answers: u32,
     /// The least time from a permission to its answer.
@@ -99,17 +106,18 @@ struct Share {
 
 impl Share {
     fn new(limit: SendLimit, owned: u32, all: u32) -> Self {
-        let per = limit.per * MARGIN_PERCENT / 100;
-        let interval = per * all / limit.messages.saturating_mul(owned).max(1);
+        let interval = limit.per * MARGIN_PERCENT / 100 * all / limit.messages.saturating_mul(owned).max(1);
         let messages = limit.messages.saturating_mul(owned).div_ceil(all).max(1);
-        Self { interval, window: SendLimit { messages, per, burst: limit.burst } }
+        Self { interval, window: SendLimit { messages, per: limit.per * WINDOW_PERCENT / 100, burst: limit.burst } }
     }
 }
 
 /// A lane that was told to ask again.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Waiting {
     since: Instant,
+    /// Its turn among those that wait for a place.
+    ticket: Option<u64>,
     /// Its place among the bot's calls, once the chat itself was free.
     place: Option<Instant>,
 }
@@ -118,21 +126,25 @@ impl Governor {
     /// The limits of each bot, by name.
     #[must_use]
     pub fn new(bots: impl IntoIterator<Item = (String, SendLimits)>) -> Self {
-        Self { accounts: bots.into_iter().map(|(name, limits)| (name, Account::new(limits))).collect() }
+        let accounts = bots.into_iter().map(|(name, limits)| (name, Account::new(limits))).collect();
+        Self { accounts, is_shared: false }
     }
 
-    /// This process works on `owned` of all `partitions`.
+    /// This process works on `owned` of all `partitions`: replies leave here.
     pub fn share(&mut self, owned: usize, partitions: u16) {
+        self.is_shared = true;
         let (owned, all) = (u32::try_from(owned).unwrap_or(u32::MAX).max(1), u32::from(partitions).max(1));
         for account in self.accounts.values_mut() {
             account.share = account.limits.bot.map(|limit| Share::new(limit, owned, all));
+            account.queue.forget();
         }
     }
 
-    /// Whether the next part of `lane`, which goes to `peer`, may leave. A bot that is not known has no limits.
-    pub fn ask(&mut self, bot: &str, peer: &Peer, lane: &Arc<str>, now: Instant) -> Permission {
+    /// Whether the next part of `lane`, which goes to `peer`, may leave; `behind` more wait in the lane. A bot that is not known
+    /// has no limits.
+    pub fn ask(&mut self, bot: &str, peer: &Peer, lane: &Arc<str>, behind: usize, now: Instant) -> Permission {
         match self.accounts.get_mut(bot) {
-            Some(account) => account.ask(chat(peer), lane, now),
+            Some(account) => account.ask(chat(peer), lane, behind, now),
             None => Permission::Go { waited: Duration::ZERO },
         }
     }
@@ -148,6 +160,20 @@ impl Governor {
         }
     }
 
+    /// Whether a call may be made for which nobody waits, such as one that shows a draft: at once or not at all, in a process
+    /// that knows what its replies need, while none of them is on its way to `peer` or waits for the bot, and not with more than
+    /// half of the bot's limit. So a reply that comes next finds room. [`Governor::spared`] must follow, with this moment.
+    pub fn spare(&mut self, bot: &str, peer: &Peer, now: Instant) -> bool {
+        self.is_shared && self.accounts.get_mut(bot).is_none_or(|account| account.spare(&chat(peer), now))
+    }
+
+    /// The call that was spared at `begun` is over.
+    pub fn spared(&mut self, bot: &str, begun: Instant, ended: Ended, now: Instant) {
+        if let Some(account) = self.accounts.get_mut(bot) {
+            account.recount(begun, ended, now);
+        }
+    }
+
     /// The bot makes no call for `pause`: its platform's figures say that a limit is near.
     pub fn hold(&mut self, bot: &str, pause: Duration, now: Instant) {
         let Some(account) = self.accounts.get_mut(bot) else { return };
@@ -158,7 +184,7 @@ impl Governor {
     pub fn refused(&mut self, bot: &str, peer: &Peer, lane: &Arc<str>, scope: Scope, delay: Duration, now: Instant) {
         let Some(account) = self.accounts.get_mut(bot) else { return };
         account.refused(chat(peer), scope, delay, now);
-        account.waiting.insert(Arc::clone(lane), Waiting { since: now, place: None });
+        account.waiting.insert(Arc::clone(lane), Waiting { since: now, ticket: None, place: None });
     }
 }
 
@@ -167,7 +193,7 @@ impl Account {
         Self {
             limits,
             share: limits.bot.map(|limit| Share::new(limit, 1, 1)),
-            handed_out: None,
+            queue: Queue::default(),
             calls: Window::default(),
             answers: 0,
             fastest: Duration::MAX,
@@ -186,41 +212,74 @@ impl Account {
         }
     }
 
-    fn ask(&mut self, chat: Peer, lane: &Arc<str>, now: Instant) -> Permission {
+    fn ask(&mut self, chat: Peer, lane: &Arc<str>, behind: usize, now: Instant) -> Permission {
         self.sweep(now);
-        let (since, place) = match self.waiting.get(lane) {
-            Some(waiting) => (waiting.since, waiting.place),
-            None => (now, None),
-        };
+        self.queue.note(lane, behind + 1);
+        let mut waiting = self.waiting.get(lane).copied().unwrap_or(Waiting { since: now, ticket: None, place: None });
         let limit = self.limit(&chat);
         let of_chat = self.chats.get(&chat).and_then(|meter| meter.earliest(limit, now));
-        if let Some(later) = of_chat.max(self.blocked_until).filter(|moment| *moment > now) {
-            self.waiting.insert(Arc::clone(lane), Waiting { since, place });
-            return Permission::At(later);
-        }
-        let place = place.unwrap_or_else(|| self.reserve(now));
-        let later = self.share.and_then(|share| self.calls.free_at(share.window, 0, now)).unwrap_or(now).max(place);
-        if later > now {
-            self.waiting.insert(Arc::clone(lane), Waiting { since, place: Some(place) });
+        let free_at = of_chat.max(self.blocked_until).filter(|moment| *moment > now);
+        if let Some(later) = self.later(&mut waiting, lane, limit, free_at, now) {
+            self.waiting.insert(Arc::clone(lane), waiting);
             return Permission::At(later);
         }
         self.waiting.remove(lane);
+        self.queue.note(lane, behind);
         if let Some(share) = self.share {
             self.calls.push(share.window, now);
         }
         if limit.is_some() {
             self.chats.entry(chat).or_default().begin(limit, now);
         }
-        Permission::Go { waited: now.duration_since(since) }
+        Permission::Go { waited: now.duration_since(waiting.since) }
     }
 
-    /// The next place among the bot's calls.
-    fn reserve(&mut self, now: Instant) -> Instant {
-        let Some(share) = self.share else { return now };
-        let place = self.handed_out.and_then(|until| pace(share.interval, share.window.burst, until));
-        let place = place.unwrap_or(now).max(now);
-        self.handed_out = Some(self.handed_out.unwrap_or(now).max(now) + share.interval);
-        place
+    fn spare(&mut self, chat: &Peer, now: Instant) -> bool {
+        let is_later = |moment: Option<Instant>| moment.is_some_and(|moment| moment > now);
+        let limit = self.limit(chat);
+        let of_chat = self.chats.get(chat);
+        if is_later(self.blocked_until)
+            || of_chat.is_some_and(|meter| meter.is_busy() || is_later(meter.earliest(limit, now)))
+        {
+            return false;
+        }
+        let Some(share) = self.share else { return true };
+        let half = SendLimit { messages: share.window.messages / 2, ..share.window };
+        if self.queue.is_ahead_of(now) || self.calls.free_at(half, 0, now).is_some() {
+            return false;
+        }
+        self.calls.push(share.window, now);
+        true
+    }
+
+    /// When a lane is to ask again whose chat is free at `free_at`; `None` when its turn has come.
+    fn later(
+        &mut self,
+        waiting: &mut Waiting,
+        lane: &Arc<str>,
+        limit: Option<SendLimit>,
+        free_at: Option<Instant>,
+        now: Instant,
+    ) -> Option<Instant> {
+        let Some(share) = self.share else { return free_at };
+        if waiting.place.is_none() {
+            let pace = (share.interval, share.window.burst);
+            let pressed =
+                limit.and_then(|limit| self.queue.press(lane, limit.interval(), pace, free_at.unwrap_or(now), now));
+            let turn = match free_at {
+                None => pressed.unwrap_or_else(|| self.queue.turn(lane, waiting.ticket, pace, waiting.since, now)),
+                Some(free_at) => pressed.unwrap_or(Turn::Later { at: free_at, ticket: None }),
+            };
+            match turn {
+                Turn::Place(place) => waiting.place = Some(place),
+                Turn::Later { at, ticket } => {
+                    waiting.ticket = waiting.ticket.or(ticket);
+                    return Some(at);
+                }
+            }
+        }
+        let of_bot = self.calls.free_at(share.window, 0, now);
+        of_bot.max(waiting.place).max(free_at).filter(|moment| *moment > now)
     }
 
     /// A call counted from its permission until it was over; now it is known better when the platform can have counted it:
