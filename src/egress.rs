@@ -40,9 +40,6 @@ const STALE_AFTER: Duration = Duration::from_millis(600);
 const SIMPLER_MAX: u64 = 10_000;
 const SIMPLER_FOR: Duration = Duration::from_secs(60 * 60);
 
-/// Why an attempt is made again of which nobody can tell whether it arrived.
-const UNCERTAIN: &str = "uncertain";
-
 /// Sends the parts of a deployment's bots.
 #[derive(Debug)]
 pub struct Egress {
@@ -114,12 +111,7 @@ impl Work for Egress {
     async fn give_up(&self, task: &Task, failure: &Failure) -> Verdict<Settled> {
         let Some(id) = delivery_id(task.message()) else { return self.disown(task.message()) };
         tracing::error!(delivery_id = %id, reason = failure.reason, error = failure.error, "a reply was given up");
-        let error = failure.error.clone();
-        let ended = match failure.reason == UNCERTAIN {
-            true => SendResult::Uncertain { error },
-            false => SendResult::Failed { error },
-        };
-        self.settle(task, id, ended).await
+        self.settle(task, id, SendResult::Failed { error: failure.error.clone() }).await
     }
 }
 
@@ -289,8 +281,8 @@ impl Egress {
         let mut pause = patience();
         loop {
             let recorded = match news {
-                News::Moved { to } => self.store.move_chat(chat, to, Timestamp::now()).await,
-                News::Unreachable { error, at } => self.store.note_reachability(chat, Some(error), *at).await,
+                News::Moved { to } => self.store.move_chat(chat, to, Timestamp::now(), None).await,
+                News::Unreachable { error, at } => self.store.note_reachability(chat, Some(error), *at, None).await,
             };
             let Err(error) = recorded else { return true };
             tracing::warn!(error = %chain(&error), "what was learnt of a chat is not recorded yet");
@@ -346,8 +338,8 @@ impl Egress {
                 self.settle(task, id, SendResult::Uncertain { error }).await
             }
             OnUncertain::Resend => {
-                let verdict = self.settle(task, id, SendResult::NotSent { error: error.clone() }).await;
-                again(verdict, Verdict::Failed { failure: failure(UNCERTAIN, error), after: None })
+                let verdict = self.settle(task, id, SendResult::Unclear { error: error.clone() }).await;
+                again(verdict, Verdict::Failed { failure: failure("uncertain", error), after: None })
             }
         }
     }

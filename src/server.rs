@@ -36,6 +36,7 @@ use crate::tool::{Tool, Toolbox};
 use crate::turn::drafts::Drafts;
 use crate::turn::outbox::Outbox;
 use crate::turn::progress::Audience;
+use crate::turn::suspects::Suspects;
 use crate::turn::typing::Typing;
 use crate::turn::{self, Settings, Turns};
 
@@ -375,6 +376,7 @@ fn turns(
         audience,
         typing: Typing::new(Arc::clone(platforms)),
         drafts: Drafts::new(store.clone(), Arc::clone(platforms)),
+        suspects: Suspects::new(config.worker.max_attempts),
         platforms: Arc::clone(platforms),
         history_messages,
         turn_timeout: config.worker.turn_timeout,

@@ -23,6 +23,7 @@ use crate::message::Timestamp;
 mod chats;
 mod commit;
 mod conversations;
+mod deaths;
 mod deliveries;
 mod journal;
 mod operator;
