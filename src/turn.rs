@@ -72,8 +72,8 @@ pub struct Turns {
     pub cache: HistoryCache,
     pub audience: Audience,
     pub typing: Typing,
-    pub suspects: Suspects,
     pub drafts: Drafts,
+    pub suspects: Suspects,
     pub platforms: Arc<Platforms>,
     /// Messages read of a history: as many as the bot with the widest budget may send.
     pub history_messages: u32,

@@ -111,10 +111,10 @@ impl Drafts {
             match Box::pin(self.call(place, &call)).await {
                 Some(Answer::Sent { .. }) => shown = Some((text, Instant::now())),
                 Some(Answer::Spoiled { by: Piece::Formatting, .. }) if !plain => plain = true,
-                Some(answer) => match silence(place.bot, answer) {
-                    Some(pause) => self.silent.insert(place.address.clone(), Instant::now() + pause).await,
-                    None => {}
-                },
+                Some(answer) => {
+                    let until = Instant::now() + silence(place.bot, answer);
+                    self.silent.insert(place.address.clone(), until).await;
+                }
                 None => {}
             }
         }
@@ -180,9 +180,9 @@ fn rendered(draft: &Draft, plain: bool) -> Option<PartText> {
 }
 
 /// How long a chat is left alone that did not take a draft.
-fn silence(bot: &Bot, answer: Answer) -> Option<Duration> {
+fn silence(bot: &Bot, answer: Answer) -> Duration {
     let (pause, error) = match answer {
-        Answer::Sent { .. } => return None,
+        Answer::Sent { .. } => return Duration::ZERO,
         Answer::RetryAfter { delay, error, .. } => (delay, error),
         Answer::NotSent { error } | Answer::Uncertain { error } => (Duration::ZERO, error),
         Answer::Failed { error, .. }
@@ -192,5 +192,5 @@ fn silence(bot: &Bot, answer: Answer) -> Option<Duration> {
         | Answer::Closed { error } => (REFUSED, error),
     };
     tracing::debug!(bot = bot.name, error, pause_ms = pause.as_millis(), "a draft was not shown");
-    Some(pause)
+    pause
 }
