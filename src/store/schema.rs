@@ -21,6 +21,7 @@ macro_rules! migrations {
                 "uncertain_deliveries",
                 include_str!(concat!("../../migrations/", $folder, "/0009_uncertain_deliveries.sql")),
             ),
+            (11, "console", include_str!(concat!("../../migrations/", $folder, "/0011_console.sql"))),
         ]
     };
 }
