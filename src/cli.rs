@@ -75,7 +75,7 @@ struct Serve {
     #[command(flatten)]
     config: WithConfig,
     /// What this process does
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "ingress,worker,egress")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "ingress,worker,egress,console")]
     roles: Vec<Role>,
     /// Instead of the configuration's http.listen: several processes on one machine can share one file
     #[arg(long, value_name = "ADDR")]
@@ -90,6 +90,8 @@ enum Role {
     Worker,
     /// Sends replies
     Egress,
+    /// Serves the operators' console at /console
+    Console,
 }
 
 #[derive(Debug, Args)]
@@ -212,6 +214,7 @@ async fn develop(dev: &Dev, format: LogFormat, registered: Responders) -> anyhow
     let ready = |address| {
         say(&format!(
             "\n  Turnwise is ready.\n\n  Chat page   http://{address}/\n  Chat API    POST http://{address}/v1/chat\n  \
+             Console     http://{address}/console\n  \
              The script  {}\n  Stop        Ctrl-C\n",
             script.display()
         ));
@@ -231,7 +234,12 @@ async fn serve_roles(
         tracing::warn!("{warning}");
     }
     let has = |role| roles.contains(&role);
-    let roles = Roles { ingress: has(Role::Ingress), worker: has(Role::Worker), egress: has(Role::Egress) };
+    let roles = Roles {
+        ingress: has(Role::Ingress),
+        worker: has(Role::Worker),
+        egress: has(Role::Egress),
+        console: has(Role::Console),
+    };
     let stop = stop_signal()?;
     let manager = Notifier::start(stop.clone());
     let ready = |address| {

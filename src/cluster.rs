@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use crate::store::{StoreError, Takeover};
 use crate::stream::StreamError;
 
+pub use owners::owners;
 pub use participant::Participant;
 pub use sole::Sole;
 pub use takeover::{rewind_if_set_back, take_over};
@@ -21,6 +22,7 @@ pub use takeover::{rewind_if_set_back, take_over};
 mod balance;
 mod bucket;
 mod holdings;
+mod owners;
 mod participant;
 #[cfg(test)]
 mod simulation;

@@ -7,8 +7,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::operator::OperatorAction;
-use super::{Backend, Conversation, DeliveryRow, Position, Store, StoreError, StoredMessage, TurnTimings, answered};
 use super::{AddressedDelivery, TurnTotals};
+use super::{Backend, Conversation, DeliveryRow, Position, Store, StoreError, StoredMessage, TurnTimings, answered};
 use crate::message::{ConversationKey, ConversationStatus, DeliveryStatus, TerminalState, Timestamp, words};
 
 /// A row of the ledger with everything that tells how long it took and why it ended so.

@@ -62,8 +62,7 @@ impl Postgres {
     ) -> Result<Vec<LedgerRow>, StoreError> {
         const LIST: &str =
             concat!("SELECT ", ledger_columns!(), " FROM turns WHERE id >= $1 ORDER BY id DESC LIMIT $2");
-        let found =
-            sqlx::query(LIST).bind(first).bind(i64::from(limit)).fetch_all(&self.pool).await;
+        let found = sqlx::query(LIST).bind(first).bind(i64::from(limit)).fetch_all(&self.pool).await;
         found.map_err(refused("list recent turns"))?.iter().map(rows::ledger).collect()
     }
 
@@ -74,8 +73,7 @@ impl Postgres {
     ) -> Result<Vec<DeliveryTime>, StoreError> {
         const LIST: &str = "SELECT created_at, settled_at FROM deliveries \
              WHERE turn_id >= $1 AND status = 'sent' AND settled_at IS NOT NULL ORDER BY turn_id DESC LIMIT $2";
-        let found =
-            sqlx::query(LIST).bind(first).bind(i64::from(limit)).fetch_all(&self.pool).await;
+        let found = sqlx::query(LIST).bind(first).bind(i64::from(limit)).fetch_all(&self.pool).await;
         found.map_err(refused("time recent deliveries"))?.iter().map(rows::delivery_time).collect()
     }
 
@@ -86,7 +84,10 @@ impl Postgres {
         found.iter().map(|row| Ok((rows::word(row, "state")?, rows::number(row, "count")?))).collect()
     }
 
-    pub(in crate::store) async fn deliveries_of_turns(&self, turn_ids: &[Uuid]) -> Result<Vec<DeliveryRow>, StoreError> {
+    pub(in crate::store) async fn deliveries_of_turns(
+        &self,
+        turn_ids: &[Uuid],
+    ) -> Result<Vec<DeliveryRow>, StoreError> {
         const LIST: &str = concat!(
             "SELECT ",
             delivery_columns!(),
@@ -96,7 +97,10 @@ impl Postgres {
         found.map_err(refused("list turns' deliveries"))?.iter().map(rows::delivery).collect()
     }
 
-    pub(in crate::store) async fn messages_of_turns(&self, turn_ids: &[Uuid]) -> Result<Vec<StoredMessage>, StoreError> {
+    pub(in crate::store) async fn messages_of_turns(
+        &self,
+        turn_ids: &[Uuid],
+    ) -> Result<Vec<StoredMessage>, StoreError> {
         const LIST: &str = concat!(
             "SELECT ",
             message_columns!(),
@@ -194,9 +198,8 @@ impl Postgres {
     }
 
     pub(in crate::store) async fn end_operator_action(&self, id: Uuid, result: &str) -> Result<(), StoreError> {
-        let update = sqlx::query("UPDATE operator_actions SET result = $2 WHERE id = $1")
-            .bind(id)
-            .bind(merge::storable(result));
+        let update =
+            sqlx::query("UPDATE operator_actions SET result = $2 WHERE id = $1").bind(id).bind(merge::storable(result));
         update.execute(&self.pool).await.map(drop).map_err(refused("record how an operator's action went"))
     }
 
@@ -238,7 +241,8 @@ impl Postgres {
     }
 
     pub(in crate::store) async fn remove_hold(&self, scope: HoldScope, target: &str) -> Result<bool, StoreError> {
-        let delete = sqlx::query("DELETE FROM holds WHERE scope = $1 AND target = $2").bind(scope.as_str()).bind(target);
+        let delete =
+            sqlx::query("DELETE FROM holds WHERE scope = $1 AND target = $2").bind(scope.as_str()).bind(target);
         let deleted = delete.execute(&self.pool).await.map_err(refused("let turns go on"))?;
         Ok(deleted.rows_affected() == 1)
     }

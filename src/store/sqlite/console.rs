@@ -63,8 +63,7 @@ impl Sqlite {
     ) -> Result<Vec<LedgerRow>, StoreError> {
         const LIST: &str =
             concat!("SELECT ", ledger_columns!(), " FROM turns WHERE id >= $1 ORDER BY id DESC LIMIT $2");
-        let found =
-            sqlx::query(LIST).bind(first.hyphenated()).bind(i64::from(limit)).fetch_all(&self.readers).await;
+        let found = sqlx::query(LIST).bind(first.hyphenated()).bind(i64::from(limit)).fetch_all(&self.readers).await;
         found.map_err(refused("list recent turns"))?.iter().map(rows::ledger).collect()
     }
 
@@ -75,8 +74,7 @@ impl Sqlite {
     ) -> Result<Vec<DeliveryTime>, StoreError> {
         const LIST: &str = "SELECT created_at, settled_at FROM deliveries \
              WHERE turn_id >= $1 AND status = 'sent' AND settled_at IS NOT NULL ORDER BY turn_id DESC LIMIT $2";
-        let found =
-            sqlx::query(LIST).bind(first.hyphenated()).bind(i64::from(limit)).fetch_all(&self.readers).await;
+        let found = sqlx::query(LIST).bind(first.hyphenated()).bind(i64::from(limit)).fetch_all(&self.readers).await;
         found.map_err(refused("time recent deliveries"))?.iter().map(rows::delivery_time).collect()
     }
 
@@ -87,7 +85,10 @@ impl Sqlite {
         found.iter().map(|row| Ok((rows::word(row, "state")?, rows::number(row, "count")?))).collect()
     }
 
-    pub(in crate::store) async fn deliveries_of_turns(&self, turn_ids: &[Uuid]) -> Result<Vec<DeliveryRow>, StoreError> {
+    pub(in crate::store) async fn deliveries_of_turns(
+        &self,
+        turn_ids: &[Uuid],
+    ) -> Result<Vec<DeliveryRow>, StoreError> {
         const LIST: &str = concat!(
             "SELECT ",
             delivery_columns!(),
@@ -97,7 +98,10 @@ impl Sqlite {
         found.map_err(refused("list turns' deliveries"))?.iter().map(rows::delivery).collect()
     }
 
-    pub(in crate::store) async fn messages_of_turns(&self, turn_ids: &[Uuid]) -> Result<Vec<StoredMessage>, StoreError> {
+    pub(in crate::store) async fn messages_of_turns(
+        &self,
+        turn_ids: &[Uuid],
+    ) -> Result<Vec<StoredMessage>, StoreError> {
         const LIST: &str = concat!(
             "SELECT ",
             message_columns!(),
@@ -239,7 +243,8 @@ impl Sqlite {
     }
 
     pub(in crate::store) async fn remove_hold(&self, scope: HoldScope, target: &str) -> Result<bool, StoreError> {
-        let delete = sqlx::query("DELETE FROM holds WHERE scope = $1 AND target = $2").bind(scope.as_str()).bind(target);
+        let delete =
+            sqlx::query("DELETE FROM holds WHERE scope = $1 AND target = $2").bind(scope.as_str()).bind(target);
         let deleted = delete.execute(&self.writer).await.map_err(refused("let turns go on"))?;
         Ok(deleted.rows_affected() == 1)
     }
