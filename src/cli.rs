@@ -22,6 +22,7 @@ use crate::tool::Toolbox;
 mod audit;
 mod bench;
 mod dead_letters;
+mod holds;
 mod rebuild;
 mod telegram;
 
@@ -51,6 +52,9 @@ enum Command {
     /// Messages that were given up: list, show, redrive or discard them
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// Pause and resume conversations, bots and partitions
+    #[command(subcommand)]
+    Holds(holds::Command),
     /// Make a database again from the streams alone, while no process of the deployment runs
     Rebuild(rebuild::Rebuild),
     /// Tell Telegram where to send a bot's updates, or ask what it knows
@@ -155,6 +159,10 @@ async fn run(command: Command, format: LogFormat, registered: Responders) -> any
         },
         Command::DeadLetters(command) => match load(command.config()) {
             Ok(config) => dead_letters::run(&config, command, format).await,
+            Err(code) => Ok(code),
+        },
+        Command::Holds(command) => match load(command.config()) {
+            Ok(config) => holds::run(&config, command, format).await,
             Err(code) => Ok(code),
         },
         Command::Rebuild(options) => match load(&options.config.config) {
@@ -296,6 +304,11 @@ async fn open_inbound(config: &Config) -> anyhow::Result<(Backends, stream::Stre
     }
 }
 
+/// Whom the system says is at work.
+fn actor() -> Option<String> {
+    std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok()
+}
+
 /// Backends and the dead letters, with whom the system says is working on them.
 async fn open_dead_letters(config: &Config) -> anyhow::Result<(Backends, DeadLetters)> {
     let (backends, inbound) = open_inbound(config).await?;
@@ -303,8 +316,7 @@ async fn open_dead_letters(config: &Config) -> anyhow::Result<(Backends, DeadLet
         Ok(dead) => {
             let publisher = Publisher::new(backends.connection.clone(), config.nats.partitions);
             let store = backends.store.clone();
-            let actor = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok();
-            Ok((backends, DeadLetters { dead, inbound, publisher, store, actor }))
+            Ok((backends, DeadLetters { dead, inbound, publisher, store, actor: actor() }))
         }
         Err(error) => {
             backends.close().await;

@@ -80,7 +80,7 @@ async fn wrong_usage_ends_with_2_and_says_what_would_be_right() {
         (&["sevre"], "'serve'"),
         (&["check"], "--config <FILE>"),
         (&["dev", "--listen", "8080"], "--listen <ADDR>"),
-        (&["serve", "--config", "x.toml", "--roles", "console"], "possible values: ingress, worker, egress"),
+        (&["serve", "--config", "x.toml", "--roles", "desk"], "possible values: ingress, worker, egress, console"),
         (&["serve", "--config", "x.toml", "--roles", "worker,"], "possible values"),
         (&["telegram", "info", "--config", "x.toml"], "--bot <BOT>"),
         (&["rebuild", "--config", "x.toml"], "--into <DATABASE_URL>"),

@@ -552,3 +552,47 @@ fn what_comes_during_a_turn_is_refused_and_what_comes_after_is_not() {
     lanes.admit(&key, Slot { partition: 0, sequence: 4 }, plain(), now);
     assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![4])));
 }
+
+#[test]
+fn what_is_held_does_not_start_is_parked_and_goes_on_where_it_stood() {
+    let mut lanes = lanes(Burst::Queue, 64);
+    let (now, held, free): (_, LaneKey, LaneKey) = (Instant::now(), "web.bot.user-0".into(), "web.bot.user-1".into());
+    let admit =
+        |lanes: &mut Lanes, key: &LaneKey, sequence| lanes.admit(key, Slot { partition: 0, sequence }, plain(), now);
+    let hold = |lane: &str| crate::store::Hold {
+        scope: crate::store::HoldScope::Conversation,
+        target: lane.to_owned(),
+        actor: None,
+        reason: None,
+        created_at: crate::message::Timestamp::from_micros(0),
+    };
+    admit(&mut lanes, &held, 1);
+    admit(&mut lanes, &held, 2);
+    assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![1])));
+    assert_eq!(lanes.hold(Arc::new(Holds::of(&[hold(&held)]))), Vec::<LaneKey>::new());
+    assert_eq!(admit(&mut lanes, &held, 3), Admission::Parked { opens: true });
+    admit(&mut lanes, &free, 4);
+    // What runs ends, or fails and is not tried again for now.
+    lanes.failed(&held, Track::Turn, true);
+    lanes.resume(&held, Track::Turn);
+    assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![4])), "others go on");
+    assert_eq!(next(&mut lanes, now), None);
+    assert_eq!(lanes.refill(&held), None, "what is parked stays so");
+
+    assert_eq!(lanes.hold(Arc::default()), vec![Arc::clone(&held)], "its parked messages are to be read");
+    assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![1])), "the one that failed first");
+    lanes.done(&held, Track::Turn, &[1]);
+    assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![2])));
+    assert!(lanes.refill(&held).is_some());
+    lanes.refilled(&held, vec![(3, plain())], 4, now);
+    lanes.done(&held, Track::Turn, &[2]);
+    assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![3])));
+
+    // A lane of which nothing was in memory when it was held.
+    lanes.done(&held, Track::Turn, &[3]);
+    lanes.hold(Arc::new(Holds::of(&[hold(&held)])));
+    assert_eq!(admit(&mut lanes, &held, 5), Admission::Parked { opens: true });
+    assert_eq!(next(&mut lanes, now), None);
+    assert_eq!(lanes.hold(Arc::default()), vec![Arc::clone(&held)]);
+    assert!(lanes.refill(&held).is_some());
+}
