@@ -3,15 +3,15 @@
 (() => {
   const main = document.getElementById("main");
   const news = document.getElementById("news");
-  if (!main || !main.hasAttribute("data-live")) return;
+  if (!main || !main.dataset.seen) return;
 
   // What a person has begun to write is not taken away from them.
   const isWriting = () =>
-    [...main.querySelectorAll("input:not([type=hidden]), textarea, select")].some((field) =>
-      field === document.activeElement ||
-      (field.tagName === "SELECT"
-        ? [...field.options].some((option) => option.selected !== option.defaultSelected && option.selected)
-        : field.value !== field.defaultValue));
+    [...main.querySelectorAll("input:not([type=hidden]), textarea, select")].some((field) => {
+      if (field.tagName !== "SELECT") return field.value !== field.defaultValue;
+      const chosen = [...field.options].findIndex((option) => option.defaultSelected);
+      return field.selectedIndex !== Math.max(chosen, 0);
+    });
 
   const show = async () => {
     const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
@@ -26,7 +26,10 @@
     news.textContent = "";
   };
 
-  const source = new EventSource(location.pathname + location.search);
+  const place = new URL(location.href);
+  place.hash = "";
+  place.searchParams.set("seen", main.dataset.seen);
+  const source = new EventSource(place);
   source.addEventListener("changed", () => {
     if (isWriting()) {
       news.textContent = "There is news; it is shown once the form is sent or emptied.";

@@ -244,7 +244,11 @@ fn reply(reply: &Reply) -> Element {
             String::new()
         };
         let error = delivery.error.as_deref().map(|error| format!(", {error}")).unwrap_or_default();
-        let words = format!("{part}{} after {} attempts{error}", delivery.status, delivery.attempts);
+        let attempts = match delivery.attempts {
+            0 | 1 => String::new(),
+            attempts => format!(" after {attempts} attempts"),
+        };
+        let words = format!("{part}{}{attempts}{error}", delivery.status);
         el("li").class(delivery.status.as_str()).text(words)
     });
     el("div").class(format!("reply-of {by}")).add(el("blockquote").class(format!("said {by}")).text(&reply.text)).add(

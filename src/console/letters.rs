@@ -15,7 +15,7 @@ use super::asked::{Action, Asked, Format};
 use super::conversations::badge;
 use super::html::{Element, Html, el, link};
 use super::jobs::{JobLine, jobs};
-use super::page::{self, View, choice, field, form, hidden, table};
+use super::page::{self, Frame, View, choice, field, form, hidden, table};
 use super::session::{Role, Who};
 use super::{Console, Name, Trace, done, not_found};
 use crate::dead_letters::{DeadLetterError, DeadLetters, Detail, Group, List, Plan, Selection};
@@ -171,7 +171,8 @@ fn planned(verb: JobVerb, which: &Which, plan: &Plan, action: &Action) -> Respon
         return page::json(&json!({ "verb": verb, "which": which, "plan": plan, "next": next }));
     }
     let body = confirmation(verb, which, plan, action);
-    page::page(StatusCode::OK, "Go on?", Some((&action.who, "/console/dead-letters")), body)
+    let frame = Frame { who: &action.who, place: "/console/dead-letters", fingerprint: None };
+    page::page(StatusCode::OK, "Go on?", Some(frame), body)
 }
 
 fn confirmation(verb: JobVerb, which: &Which, plan: &Plan, action: &Action) -> Html {

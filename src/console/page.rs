@@ -33,6 +33,9 @@ const EVENTS_MAX: Duration = Duration::from_secs(15 * 60);
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
      frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
+/// The parameter that says which view a page shows already.
+const SEEN: &str = "seen";
+
 /// Where one can go, in the order of importance.
 const PLACES: [(&str, &str); 7] = [
     ("/console", "Overview"),
@@ -58,12 +61,13 @@ where
     L: AsyncViews<V>,
 {
     match asked.format {
-        Format::Events => follow(console, load),
+        Format::Events => follow(console, asked.parameter(SEEN).and_then(|seen| seen.parse().ok()), load),
         format => match load.load().await {
             Ok(view) if format == Format::Json => json(&view),
             Ok(view) => {
                 let body = view.body(&asked.who);
-                page(StatusCode::OK, &view.title(), Some((&asked.who, &asked.place)), body)
+                let frame = Frame { who: &asked.who, place: &asked.place, fingerprint: Some(fingerprint(&view)) };
+                page(StatusCode::OK, &view.title(), Some(frame), body)
             }
             Err(error) => problem(format, error),
         },
@@ -95,8 +99,8 @@ pub(super) fn json(view: &impl Serialize) -> Response {
     (headers, serde_json::to_string(view).unwrap_or_default()).into_response()
 }
 
-/// Tells whenever the view is another one than before.
-fn follow<V: View, L: AsyncViews<V>>(console: &Arc<Console>, load: L) -> Response {
+/// Tells whenever the view is another one than `seen`, and then than before.
+fn follow<V: View, L: AsyncViews<V>>(console: &Arc<Console>, seen: Option<u64>, load: L) -> Response {
     let Ok(seat) = Arc::clone(&console.seats).try_acquire_owned() else {
         return Problem::new(503, "overloaded", "Too many pages are being watched.").retry_after(15).into_response();
     };
@@ -104,7 +108,7 @@ fn follow<V: View, L: AsyncViews<V>>(console: &Arc<Console>, load: L) -> Respons
     let closing = console.closing.clone();
     tokio::spawn(async move {
         let _seat = seat;
-        let told = tokio::time::timeout(EVENTS_MAX, tell(writer, load));
+        let told = tokio::time::timeout(EVENTS_MAX, tell(writer, seen, load));
         let _ = closing.run_until_cancelled(told).await;
     });
     let lines = futures_util::stream::unfold(reader, async |mut reader| {
@@ -120,10 +124,10 @@ fn follow<V: View, L: AsyncViews<V>>(console: &Arc<Console>, load: L) -> Respons
     (headers, Body::from_stream(lines)).into_response()
 }
 
-async fn tell<V: View, L: AsyncViews<V>>(writer: mpsc::Sender<Bytes>, load: L) {
+async fn tell<V: View, L: AsyncViews<V>>(writer: mpsc::Sender<Bytes>, mut seen: Option<u64>, load: L) {
     let mut looks = tokio::time::interval(LOOK_AGAIN);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut seen, mut said_at) = (None, Instant::now());
+    let mut said_at = Instant::now();
     loop {
         looks.tick().await;
         let now = load.load().await.ok().map(|view| fingerprint(&view));
@@ -185,8 +189,16 @@ pub(super) fn refused(refusal: &Refusal, place: &str) -> Response {
     }
 }
 
-/// A whole page; without `seen`, for somebody who is not known.
-pub(super) fn page(status: StatusCode, title: &str, seen: Option<(&Who, &str)>, body: Html) -> Response {
+/// Who sees a page, where, and whether it is kept as it is now.
+pub(super) struct Frame<'a> {
+    pub(super) who: &'a Who,
+    pub(super) place: &'a str,
+    /// Of the view, by which its changes since are known.
+    pub(super) fingerprint: Option<u64>,
+}
+
+/// A whole page; without a frame, for somebody who is not known.
+pub(super) fn page(status: StatusCode, title: &str, framed: Option<Frame<'_>>, body: Html) -> Response {
     let head = el("head")
         .add(el("meta").attr("charset", "utf-8"))
         .add(el("meta").attr("name", "viewport").attr("content", "width=device-width, initial-scale=1"))
@@ -194,12 +206,16 @@ pub(super) fn page(status: StatusCode, title: &str, seen: Option<(&Who, &str)>, 
         .add(el("title").text(format!("{title} - Turnwise")))
         .add(el("link").attr("rel", "stylesheet").attr("href", "/console/console.css"))
         .add(el("script").attr("src", "/console/console.js").flag("defer", true));
-    let main = el("main").attr("id", "main").attr("tabindex", "-1").flag("data-live", seen.is_some()).add(body);
+    let main = el("main").attr("id", "main").attr("tabindex", "-1");
+    let main = match framed.as_ref().and_then(|framed| framed.fingerprint) {
+        Some(fingerprint) => main.attr("data-seen", fingerprint),
+        None => main,
+    };
     let body = el("body")
         .add(link("#main", "To the content").class("skip"))
-        .add(seen.map(|(who, place)| frame(who, place)))
+        .add(framed.map(|Frame { who, place, .. }| frame(who, place)))
         .add(el("p").attr("id", "news").attr("role", "status"))
-        .add(main);
+        .add(main.add(body));
     let document = Html::from(el("html").attr("lang", "en").add(head).add(body)).into_document();
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
