@@ -102,7 +102,7 @@ impl Config {
             database,
             worker: Worker::default(),
             telemetry: Telemetry::default(),
-            console: Console { is_open: true, ..Console::default() },
+            console: Console { is_open: listen.ip().is_loopback(), ..Console::default() },
             bots: BTreeMap::from([("web".to_owned(), Bot::development("web", "demo"))]),
             responders: BTreeMap::from([(
                 "demo".to_owned(),

@@ -11,10 +11,11 @@ use browser::{Browser, ENTER};
 use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, SqliteConnection};
-use support::process::{BINARY, CONSOLE_TOKEN, ENVIRONMENT, quoted};
+use support::process::{BINARY, CONSOLE_TOKEN, Configuration, ENVIRONMENT, quoted};
 use support::responder::{Behaviour, answer, message};
 use support::scenario::{BOT, Backend, Deployment};
 use support::{PATIENCE, eventually, http_client};
+use tempfile::TempDir;
 use tokio::process::Command;
 
 #[expect(dead_code, reason = "each test binary uses its own part of the harness")]
@@ -30,12 +31,17 @@ const CHAT: i64 = 31;
 const OTHER: i64 = 32;
 
 async fn deployment(backend: Backend) -> Deployment {
+    deployment_with(backend, |_| ()).await
+}
+
+async fn deployment_with(backend: Backend, adjust: impl FnOnce(&mut Configuration)) -> Deployment {
     Deployment::start(backend, Behaviour::default(), |configuration| {
         configuration.set("worker", "max_attempts", "2").set("console", "read_token", &quoted(READ_TOKEN)).set(
             "console",
             "trace_url",
             "\"https://traces.example.com/{trace_id}\"",
         );
+        adjust(configuration);
     })
     .await
 }
@@ -216,7 +222,16 @@ async fn holds(deployment: &Deployment, arguments: &[&str]) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_looks_without_a_token_and_nobody_acts_with_a_readers() {
-    let deployment = deployment(Backend::Sqlite).await;
+    let runs = TempDir::new().unwrap();
+    let run = runs.path().join("2026-11-21-echo");
+    std::fs::create_dir_all(&run).unwrap();
+    std::fs::write(run.join("run.json"), r#"{"state":"finished","turns":7,"changed":2}"#).unwrap();
+    std::fs::write(run.join("report.html"), "<h1>Seven turns</h1><script>alert(1)</script>").unwrap();
+    std::fs::write(runs.path().join("secret.html"), "not a run").unwrap();
+    let deployment = deployment_with(Backend::Sqlite, |configuration| {
+        configuration.set("console", "replays", &quoted(&runs.path().display().to_string()));
+    })
+    .await;
     let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
     let url = |place: &str| deployment.turnwise.url(place);
     let origin = url("");
@@ -232,6 +247,18 @@ async fn nobody_looks_without_a_token_and_nobody_acts_with_a_readers() {
             assert_eq!(seen.status(), StatusCode::OK, "{view}");
         }
     }
+    let listed = look(&deployment, "/console/replays").await;
+    assert_eq!((&listed["runs"][0]["run"]["turns"], &listed["runs"][1]), (&json!(7), &Value::Null), "{listed:#}");
+    let report =
+        |name: &str| client.get(url(&format!("/console/replays/{name}/report"))).bearer_auth(READ_TOKEN).send();
+    let shown = report("2026-11-21-echo").await.unwrap();
+    let policy = shown.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap().to_owned();
+    assert!(policy.starts_with("sandbox; default-src 'none'"), "{policy}");
+    assert!(shown.text().await.unwrap().contains("Seven turns"));
+    for name in ["%2e%2e%2f", "missing"] {
+        assert_eq!(report(name).await.unwrap().status(), StatusCode::NOT_FOUND, "{name}");
+    }
+
     let pause = |token: &str| client.post(url("/console/holds/pause")).bearer_auth(token.to_owned());
     let body = json!({ "scope": "bot", "target": BOT });
     assert_eq!(pause(READ_TOKEN).json(&body).send().await.unwrap().status(), StatusCode::FORBIDDEN);
@@ -322,7 +349,6 @@ async fn an_operator_takes_over_redrives_and_settles_in_a_browser() {
     deployment.model.mend();
     browser.click("document.getElementById('redrive')").await;
     shown(&browser, "#count", "1 dead letters of 1 conversations").await;
-    picture(&browser, "redrive").await;
     browser.click("document.getElementById('confirm')").await;
     // Live: nobody loads the page again.
     shown(&browser, "#main", "1 redriven").await;
@@ -332,7 +358,6 @@ async fn an_operator_takes_over_redrives_and_settles_in_a_browser() {
     browser.open(&deployment.turnwise.url("/console/deliveries")).await;
     shown(&browser, "td", "").await;
     assert_speaks(&browser).await;
-    picture(&browser, "deliveries").await;
     browser.type_into("document.querySelector('.settle input[name=reason]')", "the person says so").await;
     browser.click("document.querySelector('.settle button[value=sent]')").await;
     shown(&browser, "#nothing", "None.").await;

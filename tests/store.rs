@@ -45,6 +45,8 @@ macro_rules! on_both {
     };
 }
 
+#[path = "store/console.rs"]
+mod console;
 #[path = "store/groups.rs"]
 mod groups;
 #[path = "store/journal.rs"]

@@ -217,6 +217,6 @@ pub struct Console {
     pub trace_url: Option<String>,
     /// The folder of replay runs, each a folder of its own.
     pub replays: Option<PathBuf>,
-    /// Whether the console needs no token from this machine: `turnwise dev` alone.
+    /// Whether the console needs no token: in `turnwise dev` alone, and only where no other machine reaches it.
     pub is_open: bool,
 }

@@ -46,6 +46,7 @@ struct Line {
     id: Uuid,
     /// `<channel>.<bot>.<peer>`.
     name: String,
+    conversation_id: Option<Uuid>,
     turn_id: Uuid,
     part: u16,
     parts: u16,
@@ -57,10 +58,11 @@ struct Line {
 }
 
 impl From<AddressedDelivery> for Line {
-    fn from(AddressedDelivery { key, delivery, .. }: AddressedDelivery) -> Self {
+    fn from(AddressedDelivery { key, conversation_id, delivery }: AddressedDelivery) -> Self {
         Self {
             id: delivery.id,
             name: key.to_string(),
+            conversation_id,
             turn_id: delivery.turn_id,
             part: delivery.part,
             parts: delivery.parts,
@@ -138,9 +140,10 @@ impl View for DeliveriesPage {
             .add(el("button").text("Show"));
         let may_settle = self.status == DeliveryStatus::Uncertain && who.role == Role::Operator;
         let rows = self.deliveries.iter().map(|line| {
+            let conversation = line.conversation_id.map_or_else(|| line.name.clone(), |id| id.to_string());
             let mut cells: Vec<Html> = vec![
                 age(line.created_at).into(),
-                link(format!("/console/conversations/{}#t-{}", line.name, line.turn_id), &line.name).into(),
+                link(format!("/console/conversations/{conversation}#t-{}", line.turn_id), &line.name).into(),
                 link(format!("/console/turns/{}", line.turn_id), format!("{} of {}", line.part + 1, line.parts)).into(),
                 line.content.as_str().into(),
                 line.attempts.to_string().into(),

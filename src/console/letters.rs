@@ -4,12 +4,14 @@
 //! word does no more than was shown, for letters that come meanwhile lie behind.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Serialize;
 use serde_json::json;
+use tokio::sync::Mutex;
 
 use super::asked::{Action, Asked, Format};
 use super::conversations::badge;
@@ -81,29 +83,48 @@ impl Which {
 #[derive(Debug, Serialize)]
 struct LettersPage {
     which: Which,
-    groups: Vec<Group>,
+    groups: Arc<Vec<Group>>,
     jobs: Vec<JobLine>,
     #[serde(flatten)]
-    list: List,
+    list: Arc<List>,
     #[serde(skip)]
     bots: Vec<String>,
 }
 
 pub(super) async fn list(State(console): State<Arc<Console>>, asked: Asked) -> Response {
     let which = Which::of(|name| asked.parameter(name));
-    let shared = Arc::clone(&console);
+    let (shared, read) = (Arc::clone(&console), Arc::new(Mutex::new(None)));
     page::show(&console, asked, move || {
-        let (console, which) = (Arc::clone(&shared), which.clone());
+        let (console, which, read) = (Arc::clone(&shared), which.clone(), Arc::clone(&read));
         async move {
-            let letters = console.dead_letters(None);
-            let filter = which.filter()?;
-            let groups = letters.groups(&LetterFilter::default()).await.map_err(|error| problem(&error))?;
-            let list = letters.list(&filter, LISTED).await.map_err(|error| problem(&error))?;
+            let (groups, list) = console.letters(&which, &read).await?;
             let jobs = jobs(&console.store).await?;
             Ok(LettersPage { which, groups, jobs, list, bots: console.bots.clone() })
         }
     })
     .await
+}
+
+/// What was read of the stream, and how far it was then: its last sequence, and how many letters there were.
+type Read = Mutex<Option<((u64, u64), (Arc<Vec<Group>>, Arc<List>))>>;
+
+impl Console {
+    /// All letters are read for it, so they are read again only when there are others.
+    async fn letters(&self, which: &Which, read: &Read) -> Result<(Arc<Vec<Group>>, Arc<List>), Problem> {
+        let letters = self.dead_letters(None);
+        let filter = which.filter()?;
+        let state = self.dead.info().await.map_err(|error| super::stream_problem(&error))?.state;
+        let seen = (state.last_sequence, state.messages);
+        let mut read = read.lock().await;
+        if let Some((_, found)) = read.as_ref().filter(|(then, _)| *then == seen) {
+            return Ok(found.clone());
+        }
+        let groups = letters.groups(&LetterFilter::default()).await.map_err(|error| problem(&error))?;
+        let list = letters.list(&filter, LISTED).await.map_err(|error| problem(&error))?;
+        let found = (Arc::new(groups), Arc::new(list));
+        *read = Some((seen, found.clone()));
+        Ok(found)
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -235,6 +256,8 @@ fn problem(error: &DeadLetterError) -> Problem {
 }
 
 impl View for LettersPage {
+    const LOOK_AGAIN: Duration = Duration::from_secs(3);
+
     fn title(&self) -> String {
         "Dead letters".to_owned()
     }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Response;
@@ -196,6 +197,8 @@ fn stage(name: &'static str, mut micros: Vec<u64>) -> Stage {
 }
 
 impl View for Overview {
+    const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
     fn title(&self) -> String {
         "Overview".to_owned()
     }

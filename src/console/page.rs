@@ -49,6 +49,9 @@ const PLACES: [(&str, &str); 7] = [
 
 /// Something to look at.
 pub(super) trait View: Serialize + Send {
+    /// How often it is made again while somebody looks at it; longer where that is much work.
+    const LOOK_AGAIN: Duration = LOOK_AGAIN;
+
     fn title(&self) -> String;
 
     fn body(&self, who: &Who) -> Html;
@@ -125,7 +128,7 @@ fn follow<V: View, L: AsyncViews<V>>(console: &Arc<Console>, seen: Option<u64>, 
 }
 
 async fn tell<V: View, L: AsyncViews<V>>(writer: mpsc::Sender<Bytes>, mut seen: Option<u64>, load: L) {
-    let mut looks = tokio::time::interval(LOOK_AGAIN);
+    let mut looks = tokio::time::interval(V::LOOK_AGAIN);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut said_at = Instant::now();
     loop {

@@ -280,8 +280,10 @@ impl Console {
         let failed = |error| store_problem(&error);
         let row = self.store.ledger_row(turn_id).await.map_err(failed)?;
         let deliveries = self.store.deliveries_of_turn(turn_id).await.map_err(failed)?;
+        let turn = self.store.turn(turn_id).await.map_err(failed)?;
+        let has_reply = turn.is_some_and(|turn| !turn.replies.is_empty());
         let (state, why) = match &row {
-            Some(row) => (row.state.to_string(), why::of_row(row, &deliveries, true)),
+            Some(row) => (row.state.to_string(), why::of_row(row, &deliveries, has_reply)),
             None => {
                 let why = "It has not ended yet; its conversation says what it waits for.".to_owned();
                 ("waiting".to_owned(), Why { verdict: Verdict::Waiting, why })

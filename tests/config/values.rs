@@ -33,6 +33,18 @@ fn durations_numbers_and_addresses() {
 }
 
 #[test]
+fn the_console_has_tokens_a_place_for_traces_and_a_folder() {
+    let trace_url = "https://traces.example.com/trace/{trace_id}?org=1";
+    let config =
+        read(&format!("[console]\ntoken = \"t\"\nread_token = \"r\"\ntrace_url = \"{trace_url}\"\nreplays = \"runs\""));
+    let console = config.console;
+    assert_eq!((console.token, console.read_token), (Some(secret("t")), Some(secret("r"))));
+    assert_eq!(console.trace_url.as_deref(), Some(trace_url));
+    assert_eq!(console.replays, Some(PathBuf::from("/etc/turnwise/runs")));
+    assert!(!console.is_open, "only `turnwise dev` is");
+}
+
+#[test]
 fn nats_servers_and_logins() {
     let check = |lines: &str, server: NatsServer, auth: NatsAuth, tls: Option<NatsTls>| {
         let nats = read(&format!("[nats]\n{lines}")).nats;
