@@ -99,10 +99,14 @@ impl Console {
         let stream = self.store.stream_number(&self.inbound.name, &self.inbound.incarnation).await.map_err(failed)?;
         let is_whole = rows.len() < TURNS as usize;
         let first = rows.iter().filter(|row| row.stream == stream).map(|row| row.sequence).min();
-        let after = if is_whole { 0 } else { first.map_or(u64::MAX, |first| first - 1) };
-        let streamed = match after {
-            u64::MAX => Vec::new(),
-            after => self.streamed(key, after).await?,
+        let own = self.publisher.partition(key);
+        let partitions = self.store.partitions(stream).await.map_err(failed)?;
+        let partition = partitions.into_iter().find(|row| row.partition == own);
+        // What waits lies behind what has ended, and behind its partition's checkpoint.
+        let checkpoint = partition.and_then(|row| row.checkpoint).unwrap_or(0);
+        let streamed = match first {
+            None if before.is_some() => Vec::new(),
+            first => self.streamed(key, first.map_or(checkpoint, |first| first - 1)).await?,
         };
         let turn_ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
         let deliveries = self.store.deliveries_of_turns(&turn_ids).await.map_err(failed)?;
@@ -111,7 +115,7 @@ impl Console {
         let mut entries: Vec<Entry> =
             rows.iter().map(|row| joined.entry(row, self.trace(row.traceparent.as_deref()))).collect();
         if before.is_none() {
-            entries.extend(self.waiting(key, &rows, &streamed, stream).await?);
+            entries.extend(self.waiting(key, &rows, &streamed, partition.is_some()).await?);
         }
         let place = rows.first().filter(|_| !is_whole);
         Ok(Timeline { entries, before: place.map(|row| format!("{}.{}", row.stream, row.sequence)) })
@@ -131,7 +135,7 @@ impl Console {
         key: &ConversationKey,
         rows: &[LedgerRow],
         streamed: &[Streamed],
-        stream: i64,
+        is_owned: bool,
     ) -> Result<Vec<Entry>, Problem> {
         let failed = |error| store_problem(&error);
         let known: HashSet<&str> = rows.iter().map(|row| row.dedupe_id.as_str()).collect();
@@ -141,11 +145,8 @@ impl Console {
         let settled = self.store.settled(&ids).await.map_err(failed)?;
         let settled: HashSet<&str> = settled.iter().map(crate::store::Committed::dedupe_id).collect();
         let unended = unknown.into_iter().filter(|streamed| !settled.contains(streamed.message.message_id.as_str()));
-        let (holds, partitions) = tokio::join!(self.store.holds(), self.store.partitions(stream));
-        let (holds, partitions) = (holds.map_err(failed)?, partitions.map_err(failed)?);
-        let partition = self.publisher.partition(key);
-        let hold = hold_of(&holds, key, partition);
-        let is_owned = partitions.iter().any(|row| row.partition == partition);
+        let holds = self.store.holds().await.map_err(failed)?;
+        let hold = hold_of(&holds, key, self.publisher.partition(key));
         let mut entries = Vec::new();
         for streamed in unended {
             let turn_id = streamed.envelope.as_ref().map_or(Uuid::nil(), |envelope| envelope.turn_id);
