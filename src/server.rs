@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::listener::Routes;
-use self::share::{Share, Stopping, first_fault, member_id};
+use self::share::{Bounds, Share, Stopping, first_fault, member_id};
 use crate::cluster::{self, Sole};
 use crate::config::{Bot, Config, NatsServer};
 use crate::console::{self, Console};
@@ -258,8 +258,8 @@ impl Running {
             let turns = turns(config, store, &publisher, responders, audience, &platforms);
             // Known before the first message is taken.
             let holds = holds::watch(store.clone(), connection.clone(), closing.clone()).await?;
-            let limits = turn_limits(config);
-            shares.push(Share::join(turns, outbox, config, &inbound, store, limits, holds, &stopping).await?);
+            let bounds = Bounds { limits: turn_limits(config), holds };
+            shares.push(Share::join(turns, outbox, config, &inbound, store, bounds, &stopping).await?);
         }
         if roles.egress {
             let partitions = config.nats.partitions;
@@ -267,7 +267,8 @@ impl Running {
                 Egress::new(store.clone(), publisher.clone(), config.bots.clone(), Arc::clone(&platforms), partitions);
             // Nobody holds deliveries back.
             let (_, holds) = watch::channel(Arc::default());
-            shares.push(Share::join(egress, (), config, &outbound, store, send_limits(), holds, &stopping).await?);
+            let bounds = Bounds { limits: send_limits(), holds };
+            shares.push(Share::join(egress, (), config, &outbound, store, bounds, &stopping).await?);
         }
         let works = [(roles.worker, &inbound), (roles.egress, &outbound)];
         let worked: Vec<_> = works.into_iter().filter(|(does, _)| *does).map(|(_, handle)| handle.clone()).collect();

@@ -203,7 +203,7 @@ impl Streamed {
         }
     }
 
-    fn from(&self) -> &'static str {
+    fn speaker(&self) -> &'static str {
         match self.envelope.as_ref().map(|envelope| &envelope.event) {
             Some(Event::Agent { .. }) => "agent",
             Some(Event::Ignored { .. }) => "platform",
@@ -215,7 +215,7 @@ impl Streamed {
         Entry {
             turn_id,
             at: self.message.published_at,
-            from: self.from(),
+            from: self.speaker(),
             text: self.text(),
             platform_message_id: self.platform_message_id().map(str::to_owned),
             dedupe_id: self.message.message_id.clone(),
@@ -283,7 +283,7 @@ impl<'s> Joined<'s> {
         Entry {
             turn_id: row.id,
             at: row.received_at,
-            from: if is_agent { "agent" } else { streamed.map_or("user", |streamed| streamed.from()) },
+            from: if is_agent { "agent" } else { streamed.map_or("user", |streamed| streamed.speaker()) },
             text: if is_agent { None } else { text },
             platform_message_id: platform_message_id.or(found),
             dedupe_id: row.dedupe_id.clone(),

@@ -43,6 +43,12 @@ pub(super) fn member_id(config: &Config) -> String {
     }
 }
 
+/// What keeps the work from being more than it may be.
+pub(super) struct Bounds {
+    pub(super) limits: Limits,
+    pub(super) holds: watch::Receiver<Arc<Holds>>,
+}
+
 /// The end of a task, for everybody who wants to know.
 type Ending = Shared<BoxFuture<'static, Result<(), Arc<anyhow::Error>>>>;
 
@@ -53,8 +59,7 @@ impl Share {
         config: &Config,
         handle: &StreamHandle,
         store: &Store,
-        limits: Limits,
-        holds: watch::Receiver<Arc<Holds>>,
+        Bounds { limits, holds }: Bounds,
         stopping: &Stopping,
     ) -> Result<Self, ClusterError> {
         let partitions = config.nats.partitions;
