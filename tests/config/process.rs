@@ -359,7 +359,7 @@ token = 1979-05-27
 aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa = 1",
         &[
             r#"2 console.token: is a datetime; write a string, { env = "NAME" } or { file = "PATH" }"#,
-            r#"3 console."aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"...: unknown key; known here: token"#,
+            r#"3 console."aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"...: unknown key; known here: token, read_token, trace_url, replays"#,
         ],
     );
     check(
