@@ -8,7 +8,9 @@ use uuid::Uuid;
 
 use super::operator::OperatorAction;
 use super::{AddressedDelivery, TurnTotals};
-use super::{Backend, Conversation, DeliveryRow, Position, Store, StoreError, StoredMessage, TurnTimings, answered};
+use super::{
+    Backend, Conversation, DeliveryRow, Position, Store, StoreError, StoredMessage, TurnTimings, answered, on,
+};
 use crate::message::{ConversationKey, ConversationStatus, DeliveryStatus, TerminalState, Timestamp, words};
 
 /// A row of the ledger with everything that tells how long it took and why it ended so.

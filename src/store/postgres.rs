@@ -22,6 +22,7 @@ mod chats;
 mod commit;
 mod console;
 mod conversations;
+mod deaths;
 mod deliveries;
 mod journal;
 mod operator;
