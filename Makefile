@@ -66,6 +66,14 @@ check: ## Formatting, lints, documentation, licences and sources of dependencies
 	deny=$$(scripts/cargo-deny.sh) && "$$deny" check licenses bans sources
 	scripts/check-deploy.sh
 
+.PHONY: screenshots
+screenshots: ## The pictures in docs/images, of the console after a scripted run, by a real Chromium
+	@TURNWISE_NATS_SERVER=$$(scripts/nats-server.sh) && export TURNWISE_NATS_SERVER && \
+	browser=$$(scripts/chromium.sh) && TURNWISE_CHROMIUM=$${browser%%[[:space:]]*} && export TURNWISE_CHROMIUM && \
+	TURNWISE_CHROMEDRIVER=$${browser##*[[:space:]]} && export TURNWISE_CHROMEDRIVER && \
+	TURNWISE_SCREENSHOTS=$(CURDIR)/docs/images $(CARGO) test --locked --test console -- --exact \
+		an_operator_takes_over_redrives_and_settles_in_a_browser
+
 .PHONY: bench-commit
 bench-commit: ## Turns and deliveries per second that the databases alone take, from 1, 32 and 512 callers at once
 	@postgres=$$(scripts/postgres.sh) && export PATH="$$postgres:$$PATH" && \

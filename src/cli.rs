@@ -22,6 +22,7 @@ use crate::tool::Toolbox;
 mod audit;
 mod bench;
 mod dead_letters;
+mod holds;
 mod rebuild;
 mod telegram;
 
@@ -51,6 +52,9 @@ enum Command {
     /// Messages that were given up: list, show, redrive or discard them
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// Pause and resume conversations, bots and partitions
+    #[command(subcommand)]
+    Holds(holds::Command),
     /// Make a database again from the streams alone, while no process of the deployment runs
     Rebuild(rebuild::Rebuild),
     /// Tell Telegram where to send a bot's updates, or ask what it knows
@@ -75,7 +79,7 @@ struct Serve {
     #[command(flatten)]
     config: WithConfig,
     /// What this process does
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "ingress,worker,egress")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "ingress,worker,egress,console")]
     roles: Vec<Role>,
     /// Instead of the configuration's http.listen: several processes on one machine can share one file
     #[arg(long, value_name = "ADDR")]
@@ -90,6 +94,8 @@ enum Role {
     Worker,
     /// Sends replies
     Egress,
+    /// Serves the operators' console at /console
+    Console,
 }
 
 #[derive(Debug, Args)]
@@ -155,6 +161,10 @@ async fn run(command: Command, format: LogFormat, registered: Responders) -> any
             Ok(config) => dead_letters::run(&config, command, format).await,
             Err(code) => Ok(code),
         },
+        Command::Holds(command) => match load(command.config()) {
+            Ok(config) => holds::run(&config, command, format).await,
+            Err(code) => Ok(code),
+        },
         Command::Rebuild(options) => match load(&options.config.config) {
             Ok(config) => rebuild::run(&config, &options, format).await,
             Err(code) => Ok(code),
@@ -212,6 +222,7 @@ async fn develop(dev: &Dev, format: LogFormat, registered: Responders) -> anyhow
     let ready = |address| {
         say(&format!(
             "\n  Turnwise is ready.\n\n  Chat page   http://{address}/\n  Chat API    POST http://{address}/v1/chat\n  \
+             Console     http://{address}/console\n  \
              The script  {}\n  Stop        Ctrl-C\n",
             script.display()
         ));
@@ -231,7 +242,12 @@ async fn serve_roles(
         tracing::warn!("{warning}");
     }
     let has = |role| roles.contains(&role);
-    let roles = Roles { ingress: has(Role::Ingress), worker: has(Role::Worker), egress: has(Role::Egress) };
+    let roles = Roles {
+        ingress: has(Role::Ingress),
+        worker: has(Role::Worker),
+        egress: has(Role::Egress),
+        console: has(Role::Console),
+    };
     let stop = stop_signal()?;
     let manager = Notifier::start(stop.clone());
     let ready = |address| {
@@ -288,6 +304,11 @@ async fn open_inbound(config: &Config) -> anyhow::Result<(Backends, stream::Stre
     }
 }
 
+/// Whom the system says is at work.
+fn actor() -> Option<String> {
+    std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok()
+}
+
 /// Backends and the dead letters, with whom the system says is working on them.
 async fn open_dead_letters(config: &Config) -> anyhow::Result<(Backends, DeadLetters)> {
     let (backends, inbound) = open_inbound(config).await?;
@@ -295,8 +316,7 @@ async fn open_dead_letters(config: &Config) -> anyhow::Result<(Backends, DeadLet
         Ok(dead) => {
             let publisher = Publisher::new(backends.connection.clone(), config.nats.partitions);
             let store = backends.store.clone();
-            let actor = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok();
-            Ok((backends, DeadLetters { dead, inbound, publisher, store, actor }))
+            Ok((backends, DeadLetters { dead, inbound, publisher, store, actor: actor() }))
         }
         Err(error) => {
             backends.close().await;

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use crate::store::{StoreError, Takeover};
 use crate::stream::StreamError;
 
+pub use owners::owners;
 pub use participant::Participant;
 pub use set_back::{Doubt, rewind_if_set_back};
 pub use sole::Sole;
@@ -22,6 +23,7 @@ pub use takeover::take_over;
 mod balance;
 mod bucket;
 mod holdings;
+mod owners;
 mod participant;
 mod set_back;
 #[cfg(test)]

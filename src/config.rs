@@ -30,6 +30,7 @@ pub use commands::BotCommand;
 pub use http_bot::{HttpBot, is_public_address};
 pub use problem::{ConfigError, Problem, Problems};
 pub use secret::Secret;
+pub(crate) use sections::TRACE_ID_PLACE;
 pub use settings::{
     Argument, Bot, BotChannel, Burst, Console, Database, Effects, Http, HttpService, HttpTool, McpServer, McpTransport,
     MessengerBot, ModelApi, ModelConfig, Nats, NatsAuth, NatsServer, NatsTls, OnUncertain, OnUnknown, OtlpProtocol,
@@ -101,7 +102,7 @@ impl Config {
             database,
             worker: Worker::default(),
             telemetry: Telemetry::default(),
-            console: Console::default(),
+            console: Console { is_open: listen.ip().is_loopback(), ..Console::default() },
             bots: BTreeMap::from([("web".to_owned(), Bot::development("web", "demo"))]),
             responders: BTreeMap::from([(
                 "demo".to_owned(),

@@ -17,10 +17,12 @@ use crate::store::{Committed, OperatorAction, OperatorVerb, Store, StoreError};
 use crate::stream::{Letter, LetterFilter, PublishError, Publisher, StreamError, StreamHandle};
 use crate::telemetry::chain;
 
+pub use jobs::STOPPED_AFTER;
 use pages::Pages;
 use records::LISTED;
-pub use records::{Detail, Entry, List, Place, Plan, Redriven, Report, Summary};
+pub use records::{Detail, Entry, Group, List, Place, Plan, Redriven, Report, Summary};
 
+mod jobs;
 mod pages;
 mod records;
 
@@ -81,6 +83,25 @@ impl DeadLetters {
             newest.drain(..newest.len().saturating_sub(limit));
         }
         Ok(List { matching, dead_letters: newest.iter().map(Summary::of).collect() })
+    }
+
+    /// The letters that match, by reason and bot, the most first. Their headers alone are read, all of them.
+    ///
+    /// # Errors
+    /// See [`DeadLetterError`].
+    pub async fn groups(&self, filter: &LetterFilter) -> Result<Vec<Group>, DeadLetterError> {
+        let selection = Selection::Matching(filter.clone());
+        let mut groups: BTreeMap<(String, String), Group> = BTreeMap::new();
+        let mut pages = self.pages(&selection, self.last().await?);
+        while let Some(letters) = pages.next().await? {
+            for summary in letters.iter().map(Summary::of) {
+                let key = (summary.reason.clone(), summary.bot.clone());
+                groups.entry(key).and_modify(|group| group.count(&summary)).or_insert_with(|| Group::of(summary));
+            }
+        }
+        let mut groups: Vec<Group> = groups.into_values().collect();
+        groups.sort_by_key(|group| std::cmp::Reverse(group.dead_letters));
+        Ok(groups)
     }
 
     /// Everything about one letter; `None` when there is none of this id.

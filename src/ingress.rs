@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use self::limit::Limits;
-use self::problem::Problem;
 use crate::channel::{self, Answer, Verified};
 use crate::config::{Bot, Config, Secret};
 use crate::message::{Channel, Envelope, Event};
@@ -53,6 +52,9 @@ pub mod polling;
 mod problem;
 mod turns;
 mod webhooks;
+
+pub(crate) use deliveries::{MaySettle, Outcome};
+pub(crate) use problem::Problem;
 
 /// Requests that are being worked on at once, after their bodies have come: 1,024 publishes in flight are where JetStream's
 /// throughput levels off.
@@ -147,15 +149,15 @@ impl Ingress {
     }
 }
 
-/// The routes. Without `messages` only those that every role has: health and metrics.
-pub fn router(ingress: Arc<Ingress>, messages: bool) -> Router {
+/// The routes, and others' beside them. Without `messages` only those that every role has: health and metrics.
+pub fn router(ingress: Arc<Ingress>, messages: bool, others: Router) -> Router {
     let mut routes = health::routes();
-    let mut pages = Router::new();
+    let mut pages = others.with_state(());
     if messages {
         let talk = chat::routes().merge(turns::routes()).merge(conversations::routes());
         let talk = talk.merge(deliveries::routes()).merge(files::routes());
         routes = routes.merge(webhooks::routes()).merge(talk);
-        pages = page::routes();
+        pages = pages.merge(page::routes());
     }
     routes
         .described(ingress.public_url.as_deref())
@@ -329,7 +331,7 @@ fn is_too_long(error: &axum::Error) -> bool {
 }
 
 /// The database did not answer: an honest 503 for whoever waits.
-fn store_problem(error: &StoreError) -> Problem {
+pub(crate) fn store_problem(error: &StoreError) -> Problem {
     if matches!(error, StoreError::AlreadyOpen) {
         return Problem::new(409, "already-open", "Another conversation with the same person is open; close it first.");
     }

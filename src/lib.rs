@@ -32,6 +32,8 @@ pub mod responder;
 
 pub mod scheduler;
 
+pub mod holds;
+
 pub mod turn;
 
 pub mod ingress;
@@ -41,6 +43,8 @@ pub mod egress;
 pub mod audit;
 
 pub mod dead_letters;
+
+pub mod console;
 
 pub mod rebuild;
 

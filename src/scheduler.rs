@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use backoff::ExponentialBackoff;
 use futures_util::FutureExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::bursts::{Label, Rules};
 use self::engine::Engine;
+use self::holds::Holds;
 use crate::cluster::{Assignment, Notice};
 use crate::message::Timestamp;
 use crate::store::{Ownership, Receipt, Store, StoreError};
@@ -26,6 +27,7 @@ use crate::stream::{StreamHandle, StreamMessage};
 pub mod bursts;
 mod engine;
 mod feeder;
+pub mod holds;
 pub mod lanes;
 mod parking;
 mod partitions;
@@ -190,11 +192,13 @@ pub enum SchedulerError {
     StreamReplaced(String),
 }
 
-/// The two ends that a scheduler and the owner of its partitions talk through.
+/// The two ends that a scheduler and the owner of its partitions talk through, and what people say.
 #[derive(Debug)]
 pub struct Orders {
     pub assignments: mpsc::Receiver<Assignment>,
     pub notices: mpsc::Sender<Notice>,
+    /// Whose tasks are not to start.
+    pub holds: watch::Receiver<Arc<Holds>>,
 }
 
 /// Runs the work of the partitions assigned, until the assignments end and every partition has been given back. `halt` is
@@ -211,7 +215,7 @@ pub async fn run<W: Work>(
     halt: CancellationToken,
 ) -> Result<(), SchedulerError> {
     let (engine, inbox) = Engine::new(work, handle, store, limits, orders.notices, halt);
-    engine.run(orders.assignments, inbox).await
+    engine.run(orders.assignments, inbox, orders.holds).await
 }
 
 /// One attempt and, when it was the last, what follows from it. A panic in the work is a failure like any other.

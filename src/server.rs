@@ -12,15 +12,18 @@ use anyhow::Context as _;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff as _;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::listener::Routes;
-use self::share::{Share, Stopping, first_fault, member_id};
+use self::share::{Bounds, Share, Stopping, first_fault, member_id};
 use crate::cluster::{self, Sole};
 use crate::config::{Bot, Config, NatsServer};
+use crate::console::{self, Console};
 use crate::egress::Egress;
+use crate::holds;
 use crate::ingress::{self, Ingress, Stops, menus, polling};
 use crate::message::escape;
 use crate::nats_server::ManagedServer;
@@ -77,10 +80,11 @@ pub struct Roles {
     pub ingress: bool,
     pub worker: bool,
     pub egress: bool,
+    pub console: bool,
 }
 
 impl Roles {
-    pub const ALL: Self = Self { ingress: true, worker: true, egress: true };
+    pub const ALL: Self = Self { ingress: true, worker: true, egress: true, console: true };
 }
 
 /// What a program has written in Rust, for its configuration to name.
@@ -254,24 +258,31 @@ impl Running {
             let outbox = Outbox::new(store.clone(), publisher.clone());
             tokio::spawn(outbox.clone().sweep(inbound.clone(), config.nats.partitions, stopping.drain.clone()));
             let turns = turns(config, store, &publisher, responders, audience, &platforms);
-            shares.push(Share::join(turns, outbox, config, &inbound, store, turn_limits(config), &stopping).await?);
+            // Known before the first message is taken.
+            let holds = holds::watch(store.clone(), connection.clone(), closing.clone()).await?;
+            let bounds = Bounds { limits: turn_limits(config), holds };
+            shares.push(Share::join(turns, outbox, config, &inbound, store, bounds, &stopping).await?);
         }
         if roles.egress {
             let partitions = config.nats.partitions;
             let egress =
                 Egress::new(store.clone(), publisher.clone(), config.bots.clone(), Arc::clone(&platforms), partitions);
-            shares.push(Share::join(egress, (), config, &outbound, store, send_limits(), &stopping).await?);
+            // Nobody holds deliveries back.
+            let (_, holds) = watch::channel(Arc::default());
+            let bounds = Bounds { limits: send_limits(), holds };
+            shares.push(Share::join(egress, (), config, &outbound, store, bounds, &stopping).await?);
         }
         let works = [(roles.worker, &inbound), (roles.egress, &outbound)];
         let worked: Vec<_> = works.into_iter().filter(|(does, _)| *does).map(|(_, handle)| handle.clone()).collect();
         if !worked.is_empty() {
-            tokio::spawn(Gauges { worked, dead, store: store.clone() }.run(closing.clone()));
+            tokio::spawn(Gauges { worked, dead: dead.clone(), store: store.clone() }.run(closing.clone()));
         }
         tokio::spawn({
             let (metrics, closing) = (metrics.clone(), closing.clone());
             async move { metrics.run_upkeep(closing).await }
         });
         let handle = inbound.clone();
+        let (outlook, seen) = (publisher.clone(), (inbound.clone(), dead));
         let stops = Stops { draining: draining.clone(), closing: closing.clone() };
         let shared = Ingress::new(config, store.clone(), inbound, publisher, Arc::clone(&platforms), metrics, stops);
         let shared = Arc::new(shared);
@@ -284,8 +295,13 @@ impl Running {
             start_pollers(config, &handle, &shared, &platforms, &stopping.drain, &pollers);
         }
         pollers.close();
-        let routes =
-            Routes { served: ingress::router(Arc::clone(&shared), roles.ingress), no_room: ingress::no_room(shared) };
+        let mut pages = axum::Router::new();
+        if roles.console {
+            let console = Console::new(config, Arc::clone(&shared), store.clone(), seen, outlook, closing.clone());
+            pages = console::router(Arc::new(console));
+        }
+        let served = ingress::router(Arc::clone(&shared), roles.ingress, pages);
+        let routes = Routes { served, no_room: ingress::no_room(shared) };
         let http = tokio::spawn(listener::serve(listener, routes, config.http.max_connections, closing.clone()));
         Ok(Self { shares, pollers, http, stopping, draining, closing })
     }

@@ -16,6 +16,7 @@ use crate::message::{ConversationKey, DeliveryStatus, Peer, Platform, Replacemen
 
 mod chats;
 mod commit;
+mod console;
 mod deaths;
 mod error;
 mod group;
@@ -38,6 +39,10 @@ use journal::Writing;
 use sending::{Beginning, Ending};
 
 pub use chats::ChatState;
+pub use console::{
+    ConversationSearch, DeliveryTime, FoundMessage, Hold, HoldScope, Job, JobState, JobVerb, LedgerRow, PartitionRow,
+    RecordedAction,
+};
 pub use error::StoreError;
 pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
 pub(crate) use merge::{join_patches, merge_patch};
@@ -51,6 +56,9 @@ pub const PAGE_ROWS_MAX: u32 = 1_000;
 /// The most rows that one statement writes or looks up; longer input is cut into several statements. At 16 KiB a message,
 /// one statement stays at 8 MiB.
 pub const BATCH_ROWS: usize = 500;
+
+/// How many messages ended in each state; states without any are left out.
+pub type TurnTotals = Vec<(TerminalState, i64)>;
 
 /// How long a caller waits for a free connection, and a first connection for the server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

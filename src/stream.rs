@@ -98,6 +98,20 @@ impl Names {
         format!("{}.{}.{partition}.>", self.namespace, lane.as_str())
     }
 
+    /// Every message of one peer, of whatever bot and partition; of every peer without one.
+    pub(crate) fn peer_filter(&self, lane: Lane, peer: Option<&str>) -> String {
+        match peer {
+            Some(peer) => format!("{}.{}.*.*.*.{peer}", self.namespace, lane.as_str()),
+            None => self.all_subjects(lane),
+        }
+    }
+
+    /// Core NATS: what is held back has changed.
+    #[must_use]
+    pub fn holds_notice(&self) -> String {
+        format!("{}.holds", self.namespace)
+    }
+
     /// Core NATS: somebody waiting for a turn listens here.
     #[must_use]
     pub fn turn_notice(&self, turn_id: uuid::Uuid) -> String {

@@ -134,6 +134,7 @@ async fn each_login_may_do_what_its_role_does_and_nothing_else() {
         ("ingress", &["turnwise.in.1.telegram.support.user-1", "turnwise.turns.1.watch"][..]),
         ("worker", &["turnwise.out.1.telegram.support.user-1", "turnwise.dead.1.x", "$KV.turnwise_cluster.x"]),
         ("egress", &["$JS.ACK.turnwise_out.c.1.1.1.1.1", "$KV.turnwise_cluster.x"]),
+        ("all", &["$JS.API.STREAM.MSG.DELETE.turnwise_dead", "turnwise.holds"]),
         ("audit", &["$JS.API.STREAM.INFO.turnwise_in"]),
         ("admin", &["turnwise.in.1.x", "$JS.API.STREAM.PURGE.turnwise_dead"]),
     ] {
@@ -161,6 +162,7 @@ async fn each_login_may_do_what_its_role_does_and_nothing_else() {
             &["turnwise.in.1.x", "$JS.ACK.turnwise_in.c.1.1.1.1.1", "$JS.API.STREAM.MSG.DELETE.turnwise_dead"],
             &["turnwise.>", "_INBOX_worker.>"],
         ),
+        ("all", &["$JS.API.STREAM.MSG.DELETE.turnwise_in", "$JS.API.STREAM.PURGE.turnwise_dead"], &["turnwise.in.>"]),
         ("admin", &["another.subject"], &["another.subject"]),
     ] {
         let refusals = nats.refusals(user, publish, subscribe).await;

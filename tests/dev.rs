@@ -41,6 +41,10 @@ async fn a_page_an_answer_and_nothing_left_behind() {
         assert!(asset.bytes().await.unwrap().len() > 100, "{path} is empty");
     }
 
+    let console = dev.get("/console").await;
+    assert_eq!(header(&console, "content-type"), "text/html; charset=utf-8");
+    assert!(console.text().await.unwrap().contains("Open without a token, to this machine only"));
+
     let answer = dev.say("hello").await;
     let conversation = answer["conversation_id"].as_str().unwrap().to_owned();
     assert!(answer["reply"]["content"].as_str().is_some_and(|content| !content.is_empty()), "{answer}");

@@ -45,6 +45,8 @@ macro_rules! on_both {
     };
 }
 
+#[path = "store/console.rs"]
+mod console;
 #[path = "store/deaths.rs"]
 mod deaths;
 #[path = "store/groups.rs"]

@@ -23,6 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+#[expect(dead_code, reason = "each test binary uses its own part of the harness")]
 #[path = "support/browser.rs"]
 mod browser;
 #[expect(dead_code, reason = "each test binary uses its own part of the harness")]

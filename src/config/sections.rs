@@ -5,7 +5,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::expected::{base_url, duration, flag, number, socket_address, text, whole, word};
+use super::expected::{Expected, base_url, duration, flag, number, socket_address, text, whole, word};
 use super::reader::{Reading, Table};
 use super::secret::{self, Secret};
 use super::{Console, Database, Http, OtlpProtocol, Telemetry, Worker};
@@ -100,7 +100,34 @@ pub(super) fn telemetry(table: &Table<'_>) -> Telemetry {
 }
 
 pub(super) fn console(table: &Table<'_>) -> Console {
-    let console = Console { token: table.optional_secret("token", &secret::ANY) };
+    let console = Console {
+        token: table.optional_secret("token", &secret::ANY),
+        read_token: table.optional_secret("read_token", &secret::ANY),
+        trace_url: table.optional("trace_url", &trace_url()),
+        replays: table.optional("replays", &text(PATH_CHARS_MAX)).map(|path| table.reading.resolve(&path)),
+        is_open: false,
+    };
+    if let (Some(token), Some(read_token)) = (&console.token, &console.read_token)
+        && token == read_token
+    {
+        table.problem("token and read_token are the same", "give whoever may only look a token of their own");
+    }
     table.finish(&[]);
     console
+}
+
+/// The longest path that Linux takes.
+const PATH_CHARS_MAX: usize = 4_096;
+
+/// What stands for a trace's id in `console.trace_url`.
+pub(crate) const TRACE_ID_PLACE: &str = "{trace_id}";
+
+fn trace_url() -> Expected<String> {
+    let right = "write an address such as \"https://traces.example.com/trace/{trace_id}\"";
+    Expected::text(right, |text| match url::Url::parse(text) {
+        Ok(url) if !matches!(url.scheme(), "http" | "https") => Err("is no http:// or https:// address".to_owned()),
+        Ok(_) if text.contains(TRACE_ID_PLACE) => Ok(text.to_owned()),
+        Ok(_) => Err(format!("has no {TRACE_ID_PLACE} in it")),
+        Err(_) => Err("is not an address".to_owned()),
+    })
 }

@@ -209,5 +209,14 @@ impl Default for Telemetry {
 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Console {
+    /// Opens everything: the console, and every bot's conversations in the API.
     pub token: Option<Secret>,
+    /// Opens the console to look at, and nothing else.
+    pub read_token: Option<Secret>,
+    /// Where a trace can be looked at; `{trace_id}` stands for its id.
+    pub trace_url: Option<String>,
+    /// The folder of replay runs, each a folder of its own.
+    pub replays: Option<PathBuf>,
+    /// Whether the console needs no token: in `turnwise dev` alone, and only where no other machine reaches it.
+    pub is_open: bool,
 }

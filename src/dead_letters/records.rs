@@ -39,6 +39,28 @@ pub struct List {
     pub dead_letters: Vec<Summary>,
 }
 
+/// Letters given up for one reason, of one bot.
+#[derive(Debug, Serialize)]
+pub struct Group {
+    pub reason: String,
+    pub bot: String,
+    pub dead_letters: u64,
+    pub oldest_at: Timestamp,
+    pub newest_at: Timestamp,
+}
+
+impl Group {
+    pub(super) fn of(first: Summary) -> Self {
+        Self { reason: first.reason, bot: first.bot, dead_letters: 1, oldest_at: first.time, newest_at: first.time }
+    }
+
+    /// In stream order.
+    pub(super) fn count(&mut self, next: &Summary) {
+        self.dead_letters += 1;
+        self.newest_at = next.time;
+    }
+}
+
 /// A letter with all that is known of it.
 #[derive(Debug, Serialize)]
 pub struct Detail {

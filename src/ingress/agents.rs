@@ -216,6 +216,19 @@ impl Ingress {
         Ok(answer(201, &Stored::Imported { conversation_id: conversation.id, messages }))
     }
 
+    /// An agent's message from the console; waits for a while until it is stored. True when it is.
+    ///
+    /// # Errors
+    /// 409 for a closed conversation, 422 for text that is none, 503 when it is not on the stream.
+    pub(crate) async fn say_as_agent(&self, conversation: &Conversation, content: &str) -> Result<bool, Problem> {
+        check_message("content", content)?;
+        let said = self.say(conversation, content, None).await?;
+        Ok(match said.notices {
+            Some(notices) => wait(self, said.turn_id, notices, WAIT).await.is_some(),
+            None => false,
+        })
+    }
+
     async fn say(&self, conversation: &Conversation, content: &str, request: Option<&Keyed>) -> Result<Said, Problem> {
         if conversation.status == ConversationStatus::Closed {
             return Err(Problem::new(409, "closed", "The conversation is closed. Open it again first."));

@@ -166,10 +166,30 @@ struct Word {
 
 #[derive(Debug, Clone, Copy, JsonSchema)]
 #[schemars(rename_all = "lowercase", inline)]
-enum Outcome {
+pub(crate) enum Outcome {
     Sent,
     Resend,
     Failed,
+}
+
+impl Outcome {
+    pub(crate) fn read(word: &str) -> Option<Self> {
+        match word {
+            "sent" => Some(Self::Sent),
+            "resend" => Some(Self::Resend),
+            "failed" => Some(Self::Failed),
+            _ => None,
+        }
+    }
+
+    /// What is written down of it.
+    pub(crate) const fn verb(self) -> OperatorVerb {
+        match self {
+            Self::Sent => OperatorVerb::ConfirmDelivery,
+            Self::Resend => OperatorVerb::ResendDelivery,
+            Self::Failed => OperatorVerb::FailDelivery,
+        }
+    }
 }
 
 static WORD_FIELDS: LazyLock<Fields> = LazyLock::new(Fields::of::<Word>);
@@ -177,23 +197,15 @@ static WORD_FIELDS: LazyLock<Fields> = LazyLock::new(Fields::of::<Word>);
 impl Word {
     fn read(body: &Map<String, Value>) -> Result<Self, Problem> {
         WORD_FIELDS.check(body, "")?;
-        let outcome = match body.get("outcome").and_then(Value::as_str) {
-            Some("sent") => Outcome::Sent,
-            Some("resend") => Outcome::Resend,
-            Some("failed") => Outcome::Failed,
-            _ => return Err(Problem::field(422, "outcome", "must be \"sent\", \"resend\" or \"failed\".")),
-        };
+        let outcome = body.get("outcome").and_then(Value::as_str).and_then(Outcome::read);
+        let outcome =
+            outcome.ok_or_else(|| Problem::field(422, "outcome", "must be \"sent\", \"resend\" or \"failed\"."))?;
         Ok(Self { outcome, actor: words(body, "actor")?, reason: words(body, "reason")? })
     }
 
     fn action(&self, id: Uuid) -> OperatorAction {
-        let verb = match self.outcome {
-            Outcome::Sent => OperatorVerb::ConfirmDelivery,
-            Outcome::Resend => OperatorVerb::ResendDelivery,
-            Outcome::Failed => OperatorVerb::FailDelivery,
-        };
         OperatorAction {
-            verb,
+            verb: self.outcome.verb(),
             target: id.to_string(),
             actor: Some(self.actor.clone()),
             reason: Some(self.reason.clone()),
@@ -222,25 +234,49 @@ async fn settle(
     let _permit = ingress.admit()?;
     let id = Uuid::parse_str(&id).map_err(|_| Problem::field(400, "id", "is not a UUID."))?;
     let found = ingress.visible_delivery(&access, id).await?;
-    let status = found.delivery.status;
-    let is_again = matches!(word.outcome, Outcome::Resend) && status == DeliveryStatus::Pending;
-    if !is_again && status != DeliveryStatus::Uncertain {
-        return Err(not_uncertain(status));
-    }
+    let may_settle = MaySettle::of(found.delivery.status, word.outcome)?;
     let recorded = ingress.store.record_operator_actions(&[word.action(id)]).await;
     recorded.map_err(|error| store_problem(&error))?;
-    if !is_again {
-        ingress.resolve(id, word.outcome).await?;
-    }
-    if matches!(word.outcome, Outcome::Resend) {
-        ingress.publish_again(id).await?;
-    }
-    tracing::info!(delivery_id = %id, outcome = ?word.outcome, "a delivery was settled by hand");
+    ingress.settle(id, word.outcome, may_settle).await?;
     let settled = ingress.visible_delivery(&access, id).await?;
     Ok(answer(200, &DeliveryView::from(settled)))
 }
 
+/// A delivery of which a person may say what they said: who says so and why is written down next, then it is done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MaySettle {
+    /// It was said before, and may not have been published.
+    is_again: bool,
+}
+
+impl MaySettle {
+    /// # Errors
+    /// 409 for a delivery of which it is known what became of it.
+    pub(crate) fn of(status: DeliveryStatus, outcome: Outcome) -> Result<Self, Problem> {
+        let is_again = matches!(outcome, Outcome::Resend) && status == DeliveryStatus::Pending;
+        if !is_again && status != DeliveryStatus::Uncertain {
+            return Err(not_uncertain(status));
+        }
+        Ok(Self { is_again })
+    }
+}
+
 impl Ingress {
+    /// Does what a person says of a delivery.
+    ///
+    /// # Errors
+    /// 409 when somebody was quicker, 503 when the database or the stream did not answer.
+    pub(crate) async fn settle(&self, id: Uuid, outcome: Outcome, may_settle: MaySettle) -> Result<(), Problem> {
+        if !may_settle.is_again {
+            self.resolve(id, outcome).await?;
+        }
+        if matches!(outcome, Outcome::Resend) {
+            self.publish_again(id).await?;
+        }
+        tracing::info!(delivery_id = %id, outcome = ?outcome, "a delivery was settled by hand");
+        Ok(())
+    }
+
     /// The delivery, if it exists and the caller may see it; the two cases look the same from outside.
     async fn visible_delivery(&self, access: &Access<'_>, id: Uuid) -> Result<AddressedDelivery, Problem> {
         let found = self.store.delivery(id).await.map_err(|error| store_problem(&error))?;

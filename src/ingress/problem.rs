@@ -10,7 +10,7 @@ use serde::Serialize;
 
 /// An error (RFC 9457).
 #[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct Problem {
+pub(crate) struct Problem {
     /// What programs may compare: `urn:turnwise:problem:` and a word.
     r#type: String,
     title: String,
@@ -26,14 +26,14 @@ pub(super) struct Problem {
 
 /// What is wrong with one field of the body, query parameter or header: its name and a sentence.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct FieldError {
+pub(crate) struct FieldError {
     field: String,
     detail: String,
 }
 
 impl Problem {
     /// `kind` is the last part of the problem's type, which programs may compare.
-    pub(super) fn new(status: u16, kind: &str, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(status: u16, kind: &str, detail: impl Into<String>) -> Self {
         let title = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
         Self {
             r#type: format!("urn:turnwise:problem:{kind}"),
@@ -46,18 +46,26 @@ impl Problem {
     }
 
     /// A problem with one named field.
-    pub(super) fn field(status: u16, field: &str, detail: impl Into<String>) -> Self {
+    pub(crate) fn field(status: u16, field: &str, detail: impl Into<String>) -> Self {
         let detail = detail.into();
         let mut problem = Self::new(status, "invalid-request", format!("{field}: {detail}"));
         problem.errors.push(FieldError { field: field.to_owned(), detail });
         problem
     }
 
-    pub(super) fn unauthorized() -> Self {
+    pub(crate) fn unauthorized() -> Self {
         Self::new(401, "unauthorized", "This needs the header `Authorization: Bearer KEY` with a key of the bot.")
     }
 
-    pub(super) const fn retry_after(mut self, seconds: u32) -> Self {
+    pub(crate) const fn status(&self) -> u16 {
+        self.status
+    }
+
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    pub(crate) const fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after_seconds = Some(seconds);
         self
     }

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use backoff::ExponentialBackoff;
 use futures_util::StreamExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::time::DelayQueue;
 
 use super::bursts::Label;
+use super::holds::Holds;
 use super::lanes::{LaneKey, Lanes, Slot, Track};
 use super::parking::Refilled;
 use super::partitions::{Leaving, Partition, Partitions};
@@ -170,7 +171,9 @@ impl<W: Work> Engine<W> {
         mut self,
         mut assignments: mpsc::Receiver<Assignment>,
         mut inbox: mpsc::Receiver<Event<W::Receipt>>,
+        mut holds: watch::Receiver<Arc<Holds>>,
     ) -> Result<(), SchedulerError> {
+        self.hold(holds.borrow_and_update().clone());
         let mut checkpoints = tokio::time::interval(CHECKPOINT_INTERVAL);
         let mut floors = tokio::time::interval(FLOOR_INTERVAL);
         let mut heartbeats = tokio::time::interval(HEARTBEAT_INTERVAL);
@@ -187,6 +190,10 @@ impl<W: Work> Engine<W> {
                     Some(assignment) => self.assign(assignment),
                     None => assigning = false,
                 },
+                Ok(()) = holds.changed() => {
+                    let held = holds.borrow_and_update().clone();
+                    self.hold(held);
+                }
                 Some(due) = self.pauses.next() => {
                     let (key, track) = due.into_inner();
                     self.lanes.resume(&key, track);

@@ -5,7 +5,7 @@
 //! A lane works on two tracks: turns, and refusals of what its policy turns away while a turn is to be made. Pure: no clock,
 //! no I/O, no knowledge of what running means. Invariants, kept by the property tests below: never two running tasks of one
 //! track of a lane, no turn before an earlier one of its lane is done, every message in exactly one task at its end, no lane
-//! forgotten while it has messages, no more than the backlog of a lane in memory, no memory for a lane without any
+//! forgotten while it has messages, no task of a lane that is held, no more than the backlog of a lane in memory, no memory for a lane without any
 //! messages, and no bot's lanes wait while a bot with more turns for its weight starts another.
 
 use std::collections::{HashMap, VecDeque};
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use self::lane::{Lane, Parked, Progress, State};
 use super::bursts::{self, Label, Next, Rules, Waiting};
+use super::holds::Holds;
 use super::shares::Shares;
 
 mod lane;
@@ -103,6 +104,7 @@ pub struct Lanes {
     parked: usize,
     max_running: usize,
     backlog: usize,
+    holds: Arc<Holds>,
 }
 
 impl Lanes {
@@ -119,7 +121,28 @@ impl Lanes {
             parked: 0,
             max_running,
             backlog: backlog.max(1),
+            holds: Arc::default(),
         }
+    }
+
+    /// From now on no task of these lanes starts, and of those that are not held any more the next one may. What comes for a
+    /// lane that is held is parked, so that it takes neither memory nor a place in its partition's window. Returns the lanes
+    /// whose parked messages should be looked at, see [`Lanes::refill`].
+    pub fn hold(&mut self, holds: Arc<Holds>) -> Vec<LaneKey> {
+        self.holds = holds;
+        let free = |(key, lane): &(&LaneKey, &Lane)| !self.holds.is_held(key, lane.partition);
+        let freed: Vec<LaneKey> = self.lanes.iter().filter(free).map(|(key, _)| Arc::clone(key)).collect();
+        for key in &freed {
+            let Some(lane) = self.lanes.get_mut(key) else { continue };
+            for track in [Track::Turn, Track::Refusal] {
+                let progress = lane.track_mut(track);
+                if progress.state == State::Held {
+                    progress.state = State::Idle;
+                }
+            }
+            self.wake(key);
+        }
+        freed.into_iter().filter(|key| self.lanes.get(key).is_some_and(|lane| lane.parked.is_some())).collect()
     }
 
     /// Puts a message at the end of its lane. Messages of a lane are admitted in ascending sequence, each once: the caller's
@@ -135,7 +158,7 @@ impl Lanes {
             self.parked += 1;
             return Admission::Parked { opens: false };
         }
-        if before >= self.backlog {
+        if before >= self.backlog || self.holds.is_held(key, slot.partition) {
             lane.parked = Some(Parked { from: slot.sequence, until: slot.sequence, messages: 1, reading: false });
             self.parked += 1;
             return Admission::Parked { opens: true };
@@ -161,6 +184,10 @@ impl Lanes {
         while self.running < self.max_running {
             let key = self.shares.next()?;
             let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.turn.state == State::Ready) else { continue };
+            if self.holds.is_held(&key, lane.partition) {
+                lane.turn.state = State::Held;
+                continue;
+            }
             // Once an attempt has failed, the turn keeps its messages: all of them are tried equally often.
             let next = if lane.turn.attempt > 1 {
                 Next::Start(lane.members.len())
@@ -204,6 +231,10 @@ impl Lanes {
             let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.refusal.state == State::Ready) else {
                 continue;
             };
+            if self.holds.is_held(&key, lane.partition) {
+                lane.refusal.state = State::Held;
+                continue;
+            }
             let Some(first) = lane.refused.front() else { continue };
             lane.refusal.state = State::Running;
             self.refusing += 1;
@@ -282,7 +313,7 @@ impl Lanes {
 
     /// What of the lane's parked messages should be read now, if half of its room in memory is free and nobody reads yet.
     pub fn refill(&mut self, key: &LaneKey) -> Option<Refill> {
-        let lane = self.lanes.get_mut(key)?;
+        let lane = self.lanes.get_mut(key).filter(|lane| !self.holds.is_held(key, lane.partition))?;
         let in_memory = lane.in_memory();
         let parked = lane.parked.as_mut().filter(|parked| !parked.reading)?;
         if in_memory > self.backlog / 2 {

@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::cluster::{self, ClusterError, Participant, Prepare};
 use crate::config::{Config, NatsServer};
+use crate::scheduler::holds::Holds;
 use crate::scheduler::{self, Limits, Orders, Work};
 use crate::store::Store;
 use crate::stream::StreamHandle;
@@ -42,6 +43,12 @@ pub(super) fn member_id(config: &Config) -> String {
     }
 }
 
+/// What keeps the work from being more than it may be.
+pub(super) struct Bounds {
+    pub(super) limits: Limits,
+    pub(super) holds: watch::Receiver<Arc<Holds>>,
+}
+
 /// The end of a task, for everybody who wants to know.
 type Ending = Shared<BoxFuture<'static, Result<(), Arc<anyhow::Error>>>>;
 
@@ -52,7 +59,7 @@ impl Share {
         config: &Config,
         handle: &StreamHandle,
         store: &Store,
-        limits: Limits,
+        Bounds { limits, holds }: Bounds,
         stopping: &Stopping,
     ) -> Result<Self, ClusterError> {
         let partitions = config.nats.partitions;
@@ -61,7 +68,7 @@ impl Share {
         // Room for one word about each partition in each direction.
         let (assign, assignments) = mpsc::channel(usize::from(partitions));
         let (notices, noticed) = mpsc::channel(usize::from(partitions));
-        let orders = Orders { assignments, notices };
+        let orders = Orders { assignments, notices, holds };
         let work = scheduler::run(Arc::new(work), handle.clone(), store.clone(), limits, orders, stopping.halt.clone());
         let participant = participant.run(assign, noticed, prepare, stopping.drain.clone());
         Ok(Self {

@@ -20,6 +20,15 @@ pub enum OperatorVerb {
     ResendDelivery,
     /// An uncertain delivery is taken for one that did not arrive.
     FailDelivery,
+    /// Many dead letters at once; each has a row of its own as well.
+    RedriveDeadLetters,
+    DiscardDeadLetters,
+    TakeOverConversation,
+    HandBackConversation,
+    CloseConversation,
+    ReplyInConversation,
+    PauseTurns,
+    ResumeTurns,
 }
 
 words!(
@@ -30,13 +39,21 @@ words!(
     ConfirmDelivery = "confirm_delivery",
     ResendDelivery = "resend_delivery",
     FailDelivery = "fail_delivery",
+    RedriveDeadLetters = "redrive_dead_letters",
+    DiscardDeadLetters = "discard_dead_letters",
+    TakeOverConversation = "take_over_conversation",
+    HandBackConversation = "hand_back_conversation",
+    CloseConversation = "close_conversation",
+    ReplyInConversation = "reply_in_conversation",
+    PauseTurns = "pause_turns",
+    ResumeTurns = "resume_turns",
 );
 
 /// One thing that a person does to one thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OperatorAction {
     pub verb: OperatorVerb,
-    /// Of a dead letter, its message's id; of a delivery, its own.
+    /// Of a dead letter, its message's id; of a delivery or conversation, its own; of a hold, its scope and name.
     pub target: String,
     /// Who, as far as can be told.
     pub actor: Option<String>,

@@ -20,6 +20,7 @@ use crate::message::Timestamp;
 
 mod chats;
 mod commit;
+mod console;
 mod conversations;
 mod deaths;
 mod deliveries;

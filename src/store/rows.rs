@@ -11,6 +11,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::chats::{ChatState, Opened};
+use super::console::{DeliveryTime, FoundMessage, Hold, Job, LedgerRow, PartitionRow, RecordedAction};
 use super::merge::{storable, storable_json};
 use super::sending::Found;
 use super::{
@@ -65,8 +66,17 @@ macro_rules! action_columns {
     };
 }
 
+/// The columns of a row of the ledger, as the console looks at it.
+macro_rules! ledger_columns {
+    () => {
+        "id, dedupe_id, channel, bot, peer, conversation_id, state, merged_into, reason, attempts, responder, stream, \
+         partition, sequence, traceparent, timings, received_at, started_at, committed_at"
+    };
+}
+
 pub(super) use {
-    action_columns, conversation_columns, delivery_columns, journal_columns, message_columns, pending_columns,
+    action_columns, conversation_columns, delivery_columns, journal_columns, ledger_columns, message_columns,
+    pending_columns,
 };
 
 /// How one database hands out the values of a row.
@@ -249,6 +259,88 @@ pub(super) fn delivery(row: &impl Columns) -> Result<DeliveryRow, StoreError> {
         platform_message_id: optional_text(row, "platform_message_id")?,
         created_at: moment(row, "created_at")?,
         settled_at: optional_moment(row, "settled_at")?,
+    })
+}
+
+pub(super) fn ledger(row: &impl Columns) -> Result<LedgerRow, StoreError> {
+    Ok(LedgerRow {
+        id: uuid(row, "id")?,
+        dedupe_id: text(row, "dedupe_id")?,
+        key: key(row)?,
+        conversation_id: optional_uuid(row, "conversation_id")?,
+        state: word(row, "state")?,
+        merged_into: optional_uuid(row, "merged_into")?,
+        reason: optional_text(row, "reason")?,
+        attempts: number(row, "attempts")?,
+        responder: optional_text(row, "responder")?,
+        stream: number(row, "stream")?,
+        partition: number(row, "partition")?,
+        sequence: number(row, "sequence")?,
+        traceparent: optional_text(row, "traceparent")?,
+        timings: document(row, "timings")?.unwrap_or_default(),
+        received_at: moment(row, "received_at")?,
+        started_at: moment(row, "started_at")?,
+        committed_at: moment(row, "committed_at")?,
+    })
+}
+
+/// A place before which rows are wanted; without one, everything is before it.
+pub(super) fn before(place: Option<Position>) -> (i64, i64) {
+    place.map_or((i64::MAX, 0), |place| (place.stream, sequence(place.sequence)))
+}
+
+pub(super) fn found_message(row: &impl Columns) -> Result<FoundMessage, StoreError> {
+    Ok(FoundMessage { conversation_id: uuid(row, "conversation_id")?, message: message(row)? })
+}
+
+pub(super) fn delivery_time(row: &impl Columns) -> Result<DeliveryTime, StoreError> {
+    Ok(DeliveryTime { created_at: moment(row, "created_at")?, settled_at: moment(row, "settled_at")? })
+}
+
+pub(super) fn partition(row: &impl Columns) -> Result<PartitionRow, StoreError> {
+    Ok(PartitionRow {
+        partition: number(row, "partition")?,
+        epoch: number(row, "epoch")?,
+        checkpoint: optional_number(row, "checkpoint")?,
+    })
+}
+
+pub(super) fn recorded_action(row: &impl Columns) -> Result<RecordedAction, StoreError> {
+    Ok(RecordedAction {
+        id: uuid(row, "id")?,
+        verb: text(row, "verb")?,
+        target: text(row, "target")?,
+        actor: optional_text(row, "actor")?,
+        reason: optional_text(row, "reason")?,
+        result: optional_text(row, "result")?,
+        created_at: moment(row, "created_at")?,
+    })
+}
+
+pub(super) fn hold(row: &impl Columns) -> Result<Hold, StoreError> {
+    Ok(Hold {
+        scope: word(row, "scope")?,
+        target: text(row, "target")?,
+        actor: optional_text(row, "actor")?,
+        reason: optional_text(row, "reason")?,
+        created_at: moment(row, "created_at")?,
+    })
+}
+
+pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
+    Ok(Job {
+        id: uuid(row, "id")?,
+        verb: word(row, "verb")?,
+        selection: text(row, "selection")?,
+        actor: optional_text(row, "actor")?,
+        reason: optional_text(row, "reason")?,
+        state: word(row, "state")?,
+        total: number(row, "total")?,
+        seen: number(row, "seen")?,
+        outcome: optional_text(row, "outcome")?,
+        created_at: moment(row, "created_at")?,
+        signed_at: moment(row, "signed_at")?,
+        ended_at: optional_moment(row, "ended_at")?,
     })
 }
 

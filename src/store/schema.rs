@@ -22,6 +22,7 @@ macro_rules! migrations {
                 include_str!(concat!("../../migrations/", $folder, "/0009_uncertain_deliveries.sql")),
             ),
             (10, "unknown_ends", include_str!(concat!("../../migrations/", $folder, "/0010_unknown_ends.sql"))),
+            (11, "console", include_str!(concat!("../../migrations/", $folder, "/0011_console.sql"))),
         ]
     };
 }

@@ -119,6 +119,12 @@ impl Publisher {
         }
     }
 
+    /// How many partitions there are.
+    #[must_use]
+    pub const fn partitions(&self) -> u16 {
+        self.partitions
+    }
+
     /// The partition that the conversation's messages lie in.
     #[must_use]
     pub fn partition(&self, key: &ConversationKey) -> u16 {

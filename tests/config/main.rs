@@ -43,6 +43,7 @@ fn environment(name: &str) -> Option<String> {
         "NATS_CREDENTIALS" => "-----BEGIN NATS USER JWT-----\nx\n",
         "DATABASE_URL" => "postgres://turnwise:hunter2@db/turnwise",
         "KIOSK_SECRET" => "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "TURNWISE_CONSOLE_READ_TOKEN" => "hunter3",
         "UNSET" => return None,
         _ => "hunter2",
     };

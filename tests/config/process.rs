@@ -99,6 +99,18 @@ record_content = "no""#,
         ],
     );
     check(
+        r#"[console]
+token = "same"
+read_token = "same"
+trace_url = "https://traces.example.com/trace"
+replay = "runs""#,
+        &[
+            "1 console: token and read_token are the same; give whoever may only look a token of their own",
+            r#"4 console.trace_url: has no {trace_id} in it; write an address such as "https://traces.example.com/trace/{trace_id}""#,
+            r#"5 console.replay: unknown key; did you mean "replays"?"#,
+        ],
+    );
+    check(
         "[telemetry]
 sample_ratio = nan",
         &["2 telemetry.sample_ratio: nan is out of range; write a number from 0 to 1"],
@@ -347,7 +359,7 @@ token = 1979-05-27
 aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa = 1",
         &[
             r#"2 console.token: is a datetime; write a string, { env = "NAME" } or { file = "PATH" }"#,
-            r#"3 console."aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"...: unknown key; known here: token"#,
+            r#"3 console."aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"...: unknown key; known here: token, read_token, trace_url, replays"#,
         ],
     );
     check(

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use turnwise::config::{
-    BotChannel, Config, ConfigError, ConfigReader, ModelApi, NatsAuth, NatsServer, NatsTls, OnUncertain, Problem,
-    ResponderConfig, ResponderKind, Secret, SendLimit, SendLimits, Sync, Updates,
+    BotChannel, Config, ConfigError, ConfigReader, Console, ModelApi, NatsAuth, NatsServer, NatsTls, OnUncertain,
+    Problem, ResponderConfig, ResponderKind, Secret, SendLimit, SendLimits, Sync, Updates,
 };
 
 use crate::{environment, parse, read, whole};
@@ -30,6 +30,18 @@ fn durations_numbers_and_addresses() {
     assert_eq!(config.worker.turn_timeout, Duration::from_secs(90));
     assert_eq!(config.telemetry.sample_ratio, 1.0);
     assert_eq!(config.telemetry.otlp_endpoint.as_deref(), Some("http://127.0.0.1:4318"));
+}
+
+#[test]
+fn the_console_has_tokens_a_place_for_traces_and_a_folder() {
+    let trace_url = "https://traces.example.com/trace/{trace_id}?org=1";
+    let config =
+        read(&format!("[console]\ntoken = \"t\"\nread_token = \"r\"\ntrace_url = \"{trace_url}\"\nreplays = \"runs\""));
+    let console = config.console;
+    assert_eq!((console.token, console.read_token), (Some(secret("t")), Some(secret("r"))));
+    assert_eq!(console.trace_url.as_deref(), Some(trace_url));
+    assert_eq!(console.replays, Some(PathBuf::from("/etc/turnwise/runs")));
+    assert!(!console.is_open, "only `turnwise dev` is");
 }
 
 #[test]
@@ -313,7 +325,9 @@ fn development_is_a_configuration_like_any_other() {
     "#;
     let written = parse(text).unwrap();
     let made = Config::development(Path::new("/etc/turnwise"), listen, PathBuf::from("/etc/turnwise/demo.toml"));
-    assert_eq!(made, written);
+    // Nothing that is written opens the console without a token.
+    let open = Console { is_open: true, ..Console::default() };
+    assert_eq!(made, Config { console: open, ..written });
     assert_eq!(made.warnings(), Vec::<String>::new());
 }
 

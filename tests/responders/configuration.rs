@@ -89,7 +89,7 @@ pub(crate) fn config(
             sample_ratio: 1.0,
             record_content: false,
         },
-        console: Console { token: None },
+        console: Console::default(),
         bots: BTreeMap::from([("demo".to_owned(), bot)]),
         responders: responders.into_iter().map(|(name, settings)| (name.to_owned(), settings)).collect(),
         tools: BTreeMap::new(),

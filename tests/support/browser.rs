@@ -5,6 +5,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use base64::Engine as _;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -131,6 +132,12 @@ impl Browser {
         let parameters = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
         let command = json!({ "cmd": "Emulation.setEmulatedMedia", "params": parameters });
         self.ask(Method::POST, "goog/cdp/execute", &command).await;
+    }
+
+    /// What is seen now, as a PNG.
+    pub(crate) async fn picture(&self) -> Vec<u8> {
+        let picture = self.ask(Method::GET, "screenshot", &Value::Null).await;
+        base64::engine::general_purpose::STANDARD.decode(picture.as_str().unwrap()).unwrap()
     }
 
     /// What the browser has complained of since the last question.

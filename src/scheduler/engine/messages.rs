@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Arrived, Ended, Engine, Event, Held};
 use crate::message::Timestamp;
+use crate::scheduler::holds::Holds;
 use crate::scheduler::lanes::{Admission, LaneKey, Slot, Start, Step, Track};
 use crate::scheduler::parking::{self, Refilled};
 use crate::scheduler::progress::Arrival;
@@ -81,6 +82,13 @@ impl<W: Work> Engine<W> {
                 Step::Run(start) => self.start(start),
                 Step::Wait { key, until } => drop(self.pauses.insert_at((key, Track::Turn), until)),
             }
+        }
+    }
+
+    /// People have held something back, or let it go on.
+    pub(super) fn hold(&mut self, holds: Arc<Holds>) {
+        for key in self.lanes.hold(holds) {
+            self.refill(&key);
         }
     }
 

@@ -22,6 +22,8 @@ pub(super) enum State {
     Running,
     /// Failed, and waits for [`resume`](super::Lanes::resume).
     Paused,
+    /// Held by a person's word, until [`hold`](super::Lanes::hold) says otherwise.
+    Held,
 }
 
 /// How far a lane is on one track.

@@ -7,9 +7,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::Burst;
-use crate::message::DraftId;
+use crate::message::{DraftId, Timestamp};
 use crate::scheduler::bursts::INTERRUPTIONS_MAX;
 use crate::scheduler::bursts::TURN_MESSAGES_MAX;
+use crate::store::{Hold, HoldScope};
 
 /// What may happen to the lanes; numbers choose among what is possible at that moment.
 #[derive(Debug, Clone)]
@@ -46,6 +47,10 @@ enum Step {
     DropPartition {
         partition: u8,
     },
+    /// From now on the lanes whose bit is set are held, and no others.
+    Hold {
+        lanes: u8,
+    },
 }
 
 const LANES: u8 = 8;
@@ -77,6 +82,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         20 => (0..400_u64).prop_map(|passes_ms| Step::Time { passes_ms }),
         20 => (any::<usize>(), 1_usize..4).prop_map(|(which, at_most)| Step::Read { which, at_most }),
         1 => (0..PARTITIONS).prop_map(|partition| Step::DropPartition { partition }),
+        3 => prop_oneof![Just(0), any::<u8>()].prop_map(|lanes| Step::Hold { lanes }),
     ];
     prop::collection::vec(step, 0..400)
 }
@@ -111,6 +117,7 @@ struct Model {
     paused: Vec<(LaneKey, Track)>,
     gathering: Vec<(LaneKey, Instant)>,
     reads: Vec<Refill>,
+    held: BTreeSet<LaneKey>,
 }
 
 fn key(lane: u8) -> LaneKey {
@@ -137,6 +144,7 @@ impl Model {
             paused: Vec::new(),
             gathering: Vec::new(),
             reads: Vec::new(),
+            held: BTreeSet::new(),
         }
     }
 
@@ -155,6 +163,7 @@ impl Model {
     fn begin(&mut self, start: &Start) {
         let Start { key, track, sequences, attempt, partition, amendments, .. } = start;
         assert!(!self.is_running(key, *track), "two at once on {key}");
+        assert!(!self.held.contains(key), "{key} is held");
         assert!(!self.paused.contains(&(Arc::clone(key), *track)), "{key} ran during its pause");
         assert!(!self.gathering.iter().any(|(gathering, _)| gathering == key) || *track == Track::Refusal);
         assert_eq!(partition_of(key), *partition);
@@ -268,12 +277,31 @@ fn run(lanes: &mut Lanes, model: &mut Model, step: &Step) {
             model.reads.extend(lanes.refill(&refill.key));
         }
         Step::DropPartition { partition } => drop_partition(lanes, model, u16::from(*partition)),
+        Step::Hold { lanes: held } => hold(lanes, model, *held),
         _ => {}
     }
     assert_eq!(lanes.running(), model.running.iter().filter(|start| start.track == Track::Turn).count());
     assert_eq!(lanes.len(), model.messages.len());
     for lane in lanes.lanes.values() {
         assert!(lane.in_memory() <= lanes.backlog, "more than the backlog in memory");
+    }
+}
+
+fn hold(lanes: &mut Lanes, model: &mut Model, held: u8) {
+    model.held = (0..LANES).filter(|lane| (held >> lane) & 1 == 1).map(key).collect();
+    let holds: Vec<_> = model.held.iter().map(|key| held_lane(key)).collect();
+    for key in lanes.hold(Arc::new(Holds::of(&holds))) {
+        model.reads.extend(lanes.refill(&key));
+    }
+}
+
+fn held_lane(key: &str) -> Hold {
+    Hold {
+        scope: HoldScope::Conversation,
+        target: key.to_owned(),
+        actor: None,
+        reason: None,
+        created_at: Timestamp::from_micros(0),
     }
 }
 
@@ -298,7 +326,8 @@ fn start(lanes: &mut Lanes, model: &mut Model) {
     match lanes.start(model.now) {
         Some(super::Step::Run(start)) => {
             model.begin(&start);
-            if start.track == Track::Turn {
+            // Of a bot whose lanes are held, it is found out one by one that none may start.
+            if start.track == Track::Turn && model.held.is_empty() {
                 let bot = lanes.lanes[&start.key].bot;
                 let (running, weight, _) = before[bot];
                 for (other, other_weight, may_start) in before {
@@ -369,6 +398,7 @@ proptest! {
             prop_assert!(lanes.running() <= max_running && lanes.refusing <= max_running);
         }
         // Whatever happened, everything that arrived can be brought to its end, and then nothing is left behind.
+        run(&mut lanes, &mut model, &Step::Hold { lanes: 0 });
         let mut rounds = 0;
         while !model.messages.is_empty() {
             let finish = Step::Finish { which: 0, at_most: usize::MAX };
@@ -579,4 +609,41 @@ fn what_comes_during_a_turn_is_refused_and_what_comes_after_is_not() {
     assert!(lanes.is_empty());
     lanes.admit(&key, Slot { partition: 0, sequence: 4 }, plain(), now);
     assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![4])));
+}
+
+#[test]
+fn what_is_held_does_not_start_is_parked_and_goes_on_where_it_stood() {
+    let mut lanes = lanes(Burst::Queue, 64);
+    let (now, held, free): (_, LaneKey, LaneKey) = (Instant::now(), "web.bot.user-0".into(), "web.bot.user-1".into());
+    let admit =
+        |lanes: &mut Lanes, key: &LaneKey, sequence| lanes.admit(key, Slot { partition: 0, sequence }, plain(), now);
+    admit(&mut lanes, &held, 1);
+    admit(&mut lanes, &held, 2);
+    assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![1])));
+    assert_eq!(lanes.hold(Arc::new(Holds::of(&[held_lane(&held)]))), Vec::<LaneKey>::new());
+    assert_eq!(admit(&mut lanes, &held, 3), Admission::Parked { opens: true });
+    admit(&mut lanes, &free, 4);
+    // What runs ends, or fails and is not tried again for now.
+    lanes.failed(&held, Track::Turn, true);
+    lanes.resume(&held, Track::Turn);
+    assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![4])), "others go on");
+    assert_eq!(next(&mut lanes, now), None);
+    assert_eq!(lanes.refill(&held), None, "what is parked stays so");
+
+    assert_eq!(lanes.hold(Arc::default()), vec![Arc::clone(&held)], "its parked messages are to be read");
+    assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![1])), "the one that failed first");
+    lanes.done(&held, Track::Turn, &[1]);
+    assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![2])));
+    assert!(lanes.refill(&held).is_some());
+    lanes.refilled(&held, vec![(3, plain())], 4, now);
+    lanes.done(&held, Track::Turn, &[2]);
+    assert_eq!(next(&mut lanes, now), Some((Track::Turn, vec![3])));
+
+    // A lane of which nothing was in memory when it was held.
+    lanes.done(&held, Track::Turn, &[3]);
+    lanes.hold(Arc::new(Holds::of(&[held_lane(&held)])));
+    assert_eq!(admit(&mut lanes, &held, 5), Admission::Parked { opens: true });
+    assert_eq!(next(&mut lanes, now), None);
+    assert_eq!(lanes.hold(Arc::default()), vec![Arc::clone(&held)]);
+    assert!(lanes.refill(&held).is_some());
 }
