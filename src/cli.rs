@@ -23,7 +23,9 @@ mod audit;
 mod bench;
 mod dead_letters;
 mod rebuild;
+mod replay;
 mod telegram;
+mod values;
 
 /// Runs the conversations of chat bots: durable, in order, one turn at a time.
 #[derive(Debug, Parser)]
@@ -53,6 +55,8 @@ enum Command {
     DeadLetters(dead_letters::Command),
     /// Make a database again from the streams alone, while no process of the deployment runs
     Rebuild(rebuild::Rebuild),
+    /// Ask another responder, prompt or model about recorded turns, and report what would have changed
+    Replay(replay::Replay),
     /// Tell Telegram where to send a bot's updates, or ask what it knows
     #[command(subcommand)]
     Telegram(telegram::Telegram),
@@ -157,6 +161,10 @@ async fn run(command: Command, format: LogFormat, registered: Responders) -> any
         },
         Command::Rebuild(options) => match load(&options.config.config) {
             Ok(config) => rebuild::run(&config, &options, format).await,
+            Err(code) => Ok(code),
+        },
+        Command::Replay(options) => match load(&options.config.config) {
+            Ok(config) => replay::run(&config, &options, format).await,
             Err(code) => Ok(code),
         },
         Command::Bench(options) => match load(&options.config.config) {

@@ -44,6 +44,8 @@ pub mod dead_letters;
 
 pub mod rebuild;
 
+pub mod replay;
+
 pub mod nats_server;
 
 pub mod bench;

@@ -36,6 +36,7 @@ use groups::{Groups, Load};
 use journal::Writing;
 use sending::{Beginning, Ending};
 
+pub use archive::{Archive, PastConversation, PastFilter, PastTurn};
 pub use chats::ChatState;
 pub use error::StoreError;
 pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
@@ -96,6 +97,9 @@ macro_rules! on {
         }
     };
 }
+
+// Below the macro, which it uses, too.
+mod archive;
 
 /// Opening, migrating, asking how it is.
 impl Store {

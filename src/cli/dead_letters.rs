@@ -7,16 +7,15 @@ use std::collections::BTreeSet;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
-use std::str::FromStr;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use uuid::Uuid;
 
+use super::values::Conversation;
 use super::{WithConfig, open_dead_letters, progress, say};
 use crate::config::Config;
 use crate::dead_letters::{DeadLetters, Plan, Report, Selection};
-use crate::message::{ConversationKey, Peer};
+use crate::message::Peer;
 use crate::stream::{self, Lane, LetterFilter};
 use crate::telemetry::{self, LogFormat};
 
@@ -127,24 +126,6 @@ struct Consent {
     /// Print what was done as JSON
     #[arg(long)]
     json: bool,
-}
-
-/// What a person may call a conversation.
-#[derive(Debug, Clone)]
-enum Conversation {
-    Id(Uuid),
-    Key(ConversationKey),
-    Peer(Peer),
-}
-
-impl FromStr for Conversation {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let id = Uuid::parse_str(text).map(Self::Id).ok();
-        let name = || text.parse().map(Self::Key).ok().or_else(|| text.parse().map(Self::Peer).ok());
-        id.or_else(name).ok_or("expected a conversation's id, its peer such as user-31, or CHANNEL.BOT.PEER")
-    }
 }
 
 /// A reason that says something.

@@ -159,7 +159,7 @@ impl StreamHandle {
     ///
     /// # Errors
     /// When JetStream does not answer.
-    async fn stored(&self, sequence: u64) -> Result<Option<(StreamMessage, HeaderMap)>, StreamError> {
+    pub(super) async fn stored(&self, sequence: u64) -> Result<Option<(StreamMessage, HeaderMap)>, StreamError> {
         let what = || format!("read the stream {}", self.name);
         let stream = self.connection.jetstream.get_stream_no_info(&self.name).await;
         let stream = stream.map_err(|error| refused(what(), error))?;
