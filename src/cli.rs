@@ -21,6 +21,7 @@ use crate::tool::Toolbox;
 
 mod audit;
 mod bench;
+mod checksum;
 mod dead_letters;
 mod rebuild;
 mod replay;
@@ -55,6 +56,8 @@ enum Command {
     DeadLetters(dead_letters::Command),
     /// Make a database again from the streams alone, while no process of the deployment runs
     Rebuild(rebuild::Rebuild),
+    /// Say what two databases, such as a rebuilt one and the original, have in common
+    Checksum(checksum::Checksum),
     /// Ask another responder, prompt or model about recorded turns, and report what would have changed
     Replay(replay::Replay),
     /// Tell Telegram where to send a bot's updates, or ask what it knows
@@ -161,6 +164,10 @@ async fn run(command: Command, format: LogFormat, registered: Responders) -> any
         },
         Command::Rebuild(options) => match load(&options.config.config) {
             Ok(config) => rebuild::run(&config, &options, format).await,
+            Err(code) => Ok(code),
+        },
+        Command::Checksum(options) => match load(&options.config.config) {
+            Ok(config) => checksum::run(&config, &options, format).await,
             Err(code) => Ok(code),
         },
         Command::Replay(options) => match load(&options.config.config) {

@@ -126,7 +126,7 @@ pub async fn run(
     while let Some(line) = turns.try_next().await? {
         // Stopped in the middle of a turn: it is asked about again when the run goes on.
         let Some(line) = line else { break };
-        book.write(line)?;
+        book.write(&line)?;
     }
     let state = if is_over() { State::Stopped } else { State::Finished };
     book.end(state)

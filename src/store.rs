@@ -16,6 +16,7 @@ use crate::message::{ConversationKey, DeliveryStatus, Peer, Platform, Replacemen
 
 mod chats;
 mod commit;
+mod digest;
 mod error;
 mod group;
 mod groups;
@@ -38,6 +39,7 @@ use sending::{Beginning, Ending};
 
 pub use archive::{Archive, PastConversation, PastFilter, PastTurn};
 pub use chats::ChatState;
+pub use digest::TableDigest;
 pub use error::StoreError;
 pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
 pub(crate) use merge::{join_patches, merge_patch};

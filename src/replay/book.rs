@@ -117,13 +117,13 @@ impl Book {
         if is_over { Ok(()) } else { self.save() }
     }
 
-    pub(super) fn write(&mut self, line: Line) -> Result<(), ReplayError> {
+    pub(super) fn write(&mut self, line: &Line) -> Result<(), ReplayError> {
         let path = self.folder.join(LINES_FILE);
-        let mut text = serde_json::to_vec(&line).map_err(|error| fault(&path)(error.into()))?;
+        let mut text = serde_json::to_vec(line).map_err(|error| fault(&path)(error.into()))?;
         text.push(b'\n');
         // In one piece, so that a process that is killed tears the last line at most.
         self.lines.write_all(&text).map_err(fault(&path))?;
-        self.count(&line);
+        self.count(line);
         if self.run.turns.is_multiple_of(SAVED_EVERY) { self.save() } else { Ok(()) }
     }
 

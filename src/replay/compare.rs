@@ -149,10 +149,15 @@ mod tests {
         check(&recorded, &says("one two three seven"), &again, &[]);
         check(&recorded, &says("nothing in common"), &again, &[Change::Text]);
         let calling = Answer { calls: vec![Call::new("orders", "{}")], ..recorded.clone() };
-        check(&recorded, &calling, &[calling.clone()], &[]);
-        check(&recorded, &Answer { handoff: true, ..calling.clone() }, &[calling.clone()], &[Change::Handoff]);
+        check(&recorded, &calling, std::slice::from_ref(&calling), &[]);
+        check(
+            &recorded,
+            &Answer { handoff: true, ..calling.clone() },
+            std::slice::from_ref(&calling),
+            &[Change::Handoff],
+        );
         let failed = Answer { error: Some("away".into()), ..says("") };
-        check(&recorded, &failed, &[failed.clone()], &[Change::Error]);
+        check(&recorded, &failed, std::slice::from_ref(&failed), &[Change::Error]);
     }
 
     #[test]

@@ -191,7 +191,7 @@ impl Recording {
         let answers = || self.rounds.iter().map(|round| &round.answer);
         let reply = joined(turn.messages.iter().filter(said).map(|message| message.content.as_str()));
         // A reply that was held back, because a person had taken over meanwhile, is an answer all the same.
-        let unsaid = || answers().last().map(|answer| answer.content.clone()).unwrap_or_default();
+        let unsaid = || self.rounds.last().map(|round| round.answer.content.clone()).unwrap_or_default();
         let sum = |tokens: fn(&ModelResponse) -> Option<u64>| answers().filter_map(tokens).sum();
         Answer {
             reply: if reply.is_empty() { unsaid() } else { reply },

@@ -10,7 +10,9 @@ use std::fmt;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Action, Backend, Conversation, StoreError, StoredMessage, TurnTimings, answered, postgres, sqlite};
+use super::{
+    Action, Backend, Conversation, StoreError, StoredMessage, TableDigest, TurnTimings, answered, postgres, sqlite,
+};
 use crate::message::{Peer, TerminalState, Timestamp};
 
 /// A database that is only read; clones share its connections.
@@ -162,6 +164,14 @@ impl Archive {
     /// As [`StoreError::Query`].
     pub async fn actions_of_turn(&self, conversation_id: Uuid, turn_id: Uuid) -> Result<Vec<Action>, StoreError> {
         on!(self.actions_of_turn(conversation_id, turn_id))
+    }
+
+    /// One digest for each table of what the streams hold, too. Reads whole tables.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn digests(&self) -> Result<Vec<TableDigest>, StoreError> {
+        on!(unbounded self.digests())
     }
 
     /// Closes every connection.

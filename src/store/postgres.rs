@@ -23,6 +23,7 @@ mod chats;
 mod commit;
 mod conversations;
 mod deliveries;
+mod digest;
 mod journal;
 mod operator;
 mod outcomes;
