@@ -22,7 +22,9 @@ use crate::tool::Toolbox;
 mod audit;
 mod bench;
 mod checksum;
+mod consent;
 mod dead_letters;
+mod erase;
 mod rebuild;
 mod replay;
 mod telegram;
@@ -54,6 +56,8 @@ enum Command {
     /// Messages that were given up: list, show, redrive or discard them
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// Take one person's data out of the database and off the streams
+    Erase(erase::Erase),
     /// Make a database again from the streams alone, while no process of the deployment runs
     Rebuild(rebuild::Rebuild),
     /// Say what two databases, such as a rebuilt one and the original, have in common
@@ -164,6 +168,10 @@ async fn run(command: Command, format: LogFormat, registered: Responders) -> any
         },
         Command::Rebuild(options) => match load(&options.config.config) {
             Ok(config) => rebuild::run(&config, &options, format).await,
+            Err(code) => Ok(code),
+        },
+        Command::Erase(options) => match load(&options.config.config) {
+            Ok(config) => erase::run(&config, &options, format).await,
             Err(code) => Ok(code),
         },
         Command::Checksum(options) => match load(&options.config.config) {
@@ -303,6 +311,11 @@ async fn open_inbound(config: &Config) -> anyhow::Result<(Backends, stream::Stre
     }
 }
 
+/// Whom the system says is at work.
+fn operator() -> Option<String> {
+    std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok()
+}
+
 /// Backends and the dead letters, with whom the system says is working on them.
 async fn open_dead_letters(config: &Config) -> anyhow::Result<(Backends, DeadLetters)> {
     let (backends, inbound) = open_inbound(config).await?;
@@ -310,8 +323,7 @@ async fn open_dead_letters(config: &Config) -> anyhow::Result<(Backends, DeadLet
         Ok(dead) => {
             let publisher = Publisher::new(backends.connection.clone(), config.nats.partitions);
             let store = backends.store.clone();
-            let actor = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok();
-            Ok((backends, DeadLetters { dead, inbound, publisher, store, actor }))
+            Ok((backends, DeadLetters { dead, inbound, publisher, store, actor: operator() }))
         }
         Err(error) => {
             backends.close().await;

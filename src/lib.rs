@@ -42,6 +42,8 @@ pub mod audit;
 
 pub mod dead_letters;
 
+pub mod erasure;
+
 pub mod rebuild;
 
 pub mod replay;

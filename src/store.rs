@@ -40,6 +40,7 @@ use sending::{Beginning, Ending};
 pub use archive::{Archive, PastConversation, PastFilter, PastTurn};
 pub use chats::ChatState;
 pub use digest::TableDigest;
+pub use erasure::{ErasedRows, PersonalData, UnendedMessage};
 pub use error::StoreError;
 pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
 pub(crate) use merge::{join_patches, merge_patch};
@@ -100,8 +101,9 @@ macro_rules! on {
     };
 }
 
-// Below the macro, which it uses, too.
+// Below the macro, which they use, too.
 mod archive;
+mod erasure;
 
 /// Opening, migrating, asking how it is.
 impl Store {

@@ -30,6 +30,7 @@ pub use reader::Reader;
 mod backlog;
 mod dead;
 mod deliver;
+mod erase;
 mod floor;
 mod page;
 mod progress;

@@ -20,6 +20,8 @@ pub enum OperatorVerb {
     ResendDelivery,
     /// An uncertain delivery is taken for one that did not arrive.
     FailDelivery,
+    /// A person's data was taken out; whose is not said.
+    ErasePerson,
 }
 
 words!(
@@ -30,13 +32,14 @@ words!(
     ConfirmDelivery = "confirm_delivery",
     ResendDelivery = "resend_delivery",
     FailDelivery = "fail_delivery",
+    ErasePerson = "erase_person",
 );
 
 /// One thing that a person does to one thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OperatorAction {
     pub verb: OperatorVerb,
-    /// Of a dead letter, its message's id; of a delivery, its own.
+    /// Of a dead letter, its message's id; of a delivery, its own; of an erasure, its bot.
     pub target: String,
     /// Who, as far as can be told.
     pub actor: Option<String>,

@@ -24,6 +24,7 @@ mod commit;
 mod conversations;
 mod deliveries;
 mod digest;
+mod erasure;
 mod journal;
 mod operator;
 mod outcomes;

@@ -14,9 +14,9 @@ use super::chats::{ChatState, Opened};
 use super::merge::{storable, storable_json};
 use super::sending::Found;
 use super::{
-    Action, AddressedDelivery, Committed, Conversation, DeliveryCursor, DeliveryRow, DeliveryTotal, Feedback,
-    JournalEntry, NewMessage, PastTurn, PendingDelivery, PendingPage, Position, StoreError, StoredMessage, Turn,
-    TurnContextRow,
+    Action, AddressedDelivery, Committed, Conversation, DeliveryCursor, DeliveryRow, DeliveryTotal, ErasedRows,
+    Feedback, JournalEntry, NewMessage, PastTurn, PendingDelivery, PendingPage, Position, StoreError, StoredMessage,
+    Turn, TurnContextRow,
 };
 use crate::message::{ConversationKey, OutboundPart, Peer, Timestamp};
 
@@ -313,6 +313,19 @@ pub(super) fn past_turn(row: &impl Columns) -> Result<PastTurn, StoreError> {
 /// The turn that took a message in, and that message's place on the stream.
 pub(super) fn member(row: &impl Columns) -> Result<(Uuid, u64), StoreError> {
     Ok((uuid(row, "turn_id")?, number(row, "sequence")?))
+}
+
+/// How much there is of a person, beside what is known already.
+pub(super) fn personal_data(row: &impl Columns, conversations: usize, turns: usize) -> Result<ErasedRows, StoreError> {
+    Ok(ErasedRows {
+        conversations: conversations as u64,
+        messages: number(row, "messages")?,
+        deliveries: number(row, "deliveries")?,
+        turn_records: number(row, "turn_records")?,
+        reactions: number(row, "reactions")?,
+        turns: turns as u64,
+        unanswered: 0,
+    })
 }
 
 pub(super) fn record(row: &impl Columns) -> Result<Value, StoreError> {

@@ -11,12 +11,16 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, Ro
 
 /// Rows and digest by table.
 pub(crate) async fn contents(url: &str) -> BTreeMap<String, (usize, String)> {
-    let tables = if url.starts_with("sqlite:") { sqlite(url).await } else { postgres(url).await };
     let digest = |mut rows: Vec<String>| {
         rows.sort_unstable();
         (rows.len(), hex::encode(Sha256::digest(rows.join("\n"))))
     };
-    tables.into_iter().map(|(table, rows)| (table, digest(rows))).collect()
+    rows(url).await.into_iter().map(|(table, rows)| (table, digest(rows))).collect()
+}
+
+/// Every row as text, by table.
+pub(crate) async fn rows(url: &str) -> BTreeMap<String, Vec<String>> {
+    if url.starts_with("sqlite:") { sqlite(url).await } else { postgres(url).await }
 }
 
 async fn sqlite(url: &str) -> BTreeMap<String, Vec<String>> {
