@@ -108,7 +108,7 @@ pub async fn run(
     let asked = book.run().asked.clone();
     let filter = asked.filter();
     let all = archive.past_turn_count(&filter).await?;
-    let (looked_at, spent) = (AtomicU64::new(0), AtomicU64::new(book.run().tokens));
+    let (looked_at, spent) = (AtomicU64::new(book.run().turns), AtomicU64::new(book.run().tokens));
     let replay = Replay { archive, reader, candidate, incumbents, asked: &asked, stop, spent: &spent };
 
     let is_over =
