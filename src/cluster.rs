@@ -15,13 +15,15 @@ use crate::store::{StoreError, Takeover};
 use crate::stream::StreamError;
 
 pub use participant::Participant;
+pub use set_back::{Doubt, rewind_if_set_back};
 pub use sole::Sole;
-pub use takeover::{rewind_if_set_back, take_over};
+pub use takeover::take_over;
 
 mod balance;
 mod bucket;
 mod holdings;
 mod participant;
+mod set_back;
 #[cfg(test)]
 mod simulation;
 mod sole;
@@ -34,6 +36,8 @@ pub struct Owned {
     pub takeover: Takeover,
     /// Everything at and below this sequence is done.
     pub after: u64,
+    /// Whoever had it before was gone without having given it back.
+    pub after_death: bool,
 }
 
 /// What the scheduler is told.

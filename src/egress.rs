@@ -37,9 +37,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// another process may have taken over.
 const STALE_AFTER: Duration = Duration::from_millis(600);
 
-/// Why an attempt is made again of which nobody can tell whether it arrived.
-const UNCERTAIN: &str = "uncertain";
-
 /// Sends the parts of a deployment's bots.
 #[derive(Debug)]
 pub struct Egress {
@@ -115,12 +112,7 @@ impl Work for Egress {
     async fn give_up(&self, task: &Task, failure: &Failure) -> Verdict<Settled> {
         let Some(id) = delivery_id(task.message()) else { return self.disown(task.message()) };
         tracing::error!(delivery_id = %id, reason = failure.reason, error = failure.error, "a reply was given up");
-        let error = failure.error.clone();
-        let ended = match failure.reason == UNCERTAIN {
-            true => SendResult::Uncertain { error },
-            false => SendResult::Failed { error },
-        };
-        self.settle(task, id, ended).await
+        self.settle(task, id, SendResult::Failed { error: failure.error.clone() }).await
     }
 }
 
@@ -282,8 +274,8 @@ impl Egress {
         let mut pause = patience();
         loop {
             let recorded = match news {
-                News::Moved { to } => self.store.move_chat(chat, to, Timestamp::now()).await,
-                News::Unreachable { error, at } => self.store.note_reachability(chat, Some(error), *at).await,
+                News::Moved { to } => self.store.move_chat(chat, to, Timestamp::now(), None).await,
+                News::Unreachable { error, at } => self.store.note_reachability(chat, Some(error), *at, None).await,
             };
             let Err(error) = recorded else { return true };
             tracing::warn!(error = %chain(&error), "what was learnt of a chat is not recorded yet");
@@ -339,8 +331,8 @@ impl Egress {
                 self.settle(task, id, SendResult::Uncertain { error }).await
             }
             OnUncertain::Resend => {
-                let verdict = self.settle(task, id, SendResult::NotSent { error: error.clone() }).await;
-                again(verdict, Verdict::Failed { failure: failure(UNCERTAIN, error), after: None })
+                let verdict = self.settle(task, id, SendResult::Unclear { error: error.clone() }).await;
+                again(verdict, Verdict::Failed { failure: failure("uncertain", error), after: None })
             }
         }
     }

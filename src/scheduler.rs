@@ -139,6 +139,15 @@ pub trait Work: Send + Sync + 'static {
     /// finished, in bulk.
     async fn settled(&self, messages: &[Arc<StreamMessage>]) -> Result<Vec<Self::Receipt>, StoreError>;
 
+    /// Told of messages of a partition whose owner before died: each the first of its lane that is not done, so it may have been
+    /// worked on at that moment. Before they are admitted.
+    ///
+    /// # Errors
+    /// When it cannot be recorded; it is told again.
+    async fn outlived(&self, _ownership: &Ownership, _heads: &[Arc<StreamMessage>]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// What a message is to the lane's burst policy. Cheap: it is called for each message before it is admitted.
     fn label(&self, _message: &StreamMessage) -> Label {
         Label::Opaque

@@ -35,6 +35,7 @@ use crate::telemetry::{Metrics, chain};
 use crate::tool::{Tool, Toolbox};
 use crate::turn::outbox::Outbox;
 use crate::turn::progress::Audience;
+use crate::turn::suspects::Suspects;
 use crate::turn::typing::Typing;
 use crate::turn::{self, Settings, Turns};
 
@@ -373,6 +374,7 @@ fn turns(
         cache: HistoryCache::new(HISTORY_CACHE_BYTES, history_messages as usize),
         audience,
         typing: Typing::new(Arc::clone(platforms)),
+        suspects: Suspects::new(config.worker.max_attempts),
         platforms: Arc::clone(platforms),
         history_messages,
         turn_timeout: config.worker.turn_timeout,

@@ -16,6 +16,7 @@ use crate::message::{ConversationKey, DeliveryStatus, Peer, Platform, Replacemen
 
 mod chats;
 mod commit;
+mod deaths;
 mod digest;
 mod error;
 mod group;
@@ -100,6 +101,8 @@ macro_rules! on {
         }
     };
 }
+
+use on;
 
 // Below the macro, which they use, too.
 mod archive;
@@ -426,7 +429,21 @@ impl Store {
         patch: &ConversationPatch,
         now: Timestamp,
     ) -> Result<Option<Conversation>, StoreError> {
-        on!(self.patch_conversation(id, patch, now))
+        on!(self.patch_conversation(id, patch, now, None))
+    }
+
+    /// The same by the owner of the partition that the patch's cause came from, and by nobody else.
+    ///
+    /// # Errors
+    /// As [`Store::patch_conversation`], and [`StoreError::Fenced`].
+    pub async fn patch_conversation_as_owner(
+        &self,
+        id: Uuid,
+        patch: &ConversationPatch,
+        now: Timestamp,
+        owner: &Ownership,
+    ) -> Result<Option<Conversation>, StoreError> {
+        on!(self.patch_conversation(id, patch, now, Some(owner)))
     }
 
     /// The newest messages, oldest of them first; at most [`PAGE_ROWS_MAX`].
@@ -514,27 +531,34 @@ impl Store {
     }
 
     /// Records that a chat cannot be reached, for a reason, or can again (`None`), as was learnt at `at`. What was learnt
-    /// earlier changes nothing.
+    /// earlier changes nothing. Where it was learnt from a partition's message, only the partition's owner records it.
     ///
     /// # Errors
-    /// As [`StoreError::Query`]; calling again is safe.
+    /// As [`StoreError::Query`], and [`StoreError::Fenced`]; calling again is safe.
     pub async fn note_reachability(
         &self,
         key: &ConversationKey,
         unreachable: Option<&str>,
         at: Timestamp,
+        under: Option<&Ownership>,
     ) -> Result<(), StoreError> {
-        on!(self.note_reachability(key, unreachable, at))
+        on!(self.note_reachability(key, unreachable, at, under))
     }
 
     /// Records that a chat goes on as another one, in one transaction: from now on its conversations are written to there,
     /// messages from there belong to them, and an open conversation that the new chat has already becomes a part of the old
-    /// one's. Doing it again changes nothing.
+    /// one's. Doing it again changes nothing. Where it was learnt from a partition's message, only the partition's owner does it.
     ///
     /// # Errors
-    /// As [`StoreError::Query`]; calling again is safe.
-    pub async fn move_chat(&self, from: &ConversationKey, to: &Peer, now: Timestamp) -> Result<(), StoreError> {
-        on!(self.move_chat(from, to, now))
+    /// As [`StoreError::Query`], and [`StoreError::Fenced`]; calling again is safe.
+    pub async fn move_chat(
+        &self,
+        from: &ConversationKey,
+        to: &Peer,
+        now: Timestamp,
+        under: Option<&Ownership>,
+    ) -> Result<(), StoreError> {
+        on!(self.move_chat(from, to, now, under))
     }
 
     /// Records somebody's reactions to a message, over earlier ones.
@@ -702,17 +726,18 @@ impl Store {
 
     /// Makes of the stored copy of a person's message what they made of the message; `None` when they deleted it, of which
     /// the row stays and the content goes. False when it is not among the conversation's newest thousand. Doing it again
-    /// changes nothing.
+    /// changes nothing. Only the owner of the partition that the news came from may.
     ///
     /// # Errors
-    /// As [`StoreError::Query`].
+    /// As [`StoreError::Query`], and [`StoreError::Fenced`].
     pub async fn amend_message(
         &self,
         conversation_id: Uuid,
         platform_message_id: &str,
         replacement: Option<&Replacement>,
+        owner: &Ownership,
     ) -> Result<bool, StoreError> {
-        on!(self.amend_message(conversation_id, platform_message_id, replacement))
+        on!(self.amend_message(conversation_id, platform_message_id, replacement, owner))
     }
 }
 

@@ -18,6 +18,7 @@ use self::compose::{compose, frame, parts, unsaved};
 use self::decide::Decided;
 use self::progress::Audience;
 use self::record::TurnRecord;
+use self::suspects::{Asked, Suspects};
 use self::trace::{process_span, record_waits};
 use self::typing::Typing;
 use self::verdict::{Step, away, decode, hopeless};
@@ -29,7 +30,7 @@ use crate::responder::journal::is_effect;
 use crate::responder::{Responder, Responders};
 use crate::scheduler::bursts::Label;
 use crate::scheduler::{Failure, Task, Verdict, Work};
-use crate::store::{Committed, Conversation, JournalEntry, NewConversation, Store, StoreError, TurnCommit};
+use crate::store::{Committed, Conversation, JournalEntry, NewConversation, Ownership, Store, StoreError, TurnCommit};
 use crate::stream::{Publisher, StreamMessage};
 use crate::telemetry::metric;
 
@@ -49,6 +50,7 @@ mod notices;
 pub mod outbox;
 pub mod progress;
 mod record;
+pub mod suspects;
 mod trace;
 pub mod typing;
 mod verdict;
@@ -69,6 +71,7 @@ pub struct Turns {
     pub cache: HistoryCache,
     pub audience: Audience,
     pub typing: Typing,
+    pub suspects: Suspects,
     pub platforms: Arc<Platforms>,
     /// Messages read of a history: as many as the bot with the widest budget may send.
     pub history_messages: u32,
@@ -93,12 +96,12 @@ impl Work for Turns {
     async fn settled(&self, messages: &[Arc<StreamMessage>]) -> Result<Vec<Committed>, StoreError> {
         let ids: Vec<String> = messages.iter().map(|message| message.message_id.clone()).collect();
         let settled = self.store.settled(&ids).await?;
-        for committed in settled.iter().filter(|committed| committed.state() == TerminalState::DeadLettered) {
-            if let Some(message) = messages.iter().find(|message| message.message_id == committed.dedupe_id()) {
-                self.bury_again(message, committed).await?;
-            }
-        }
+        self.bury_again(messages, &settled).await?;
         Ok(settled)
+    }
+
+    async fn outlived(&self, ownership: &Ownership, heads: &[Arc<StreamMessage>]) -> Result<(), StoreError> {
+        self.suspect(ownership, heads).await
     }
 
     fn label(&self, message: &StreamMessage) -> Label {
@@ -110,14 +113,20 @@ impl Work for Turns {
     }
 
     async fn run(&self, task: &Task) -> Verdict<Committed> {
+        let suspicion = match self.suspects.ask(&task.messages[0].message_id) {
+            Asked::Free => None,
+            Asked::Later(until) => return Verdict::Postponed { until },
+            Asked::Suspected(suspicion) => Some(suspicion),
+        };
         let span = process_span(task);
         record_waits(task);
         let started = std::time::Instant::now();
         let mut responder_time = Duration::ZERO;
         let verdict = async {
-            let ended = match task.is_refusal {
-                true => Box::pin(self.refuse(task)).await,
-                false => self.attempt(task, &mut responder_time).await,
+            let ended = match suspicion {
+                _ if task.is_refusal => Box::pin(self.refuse(task)).await,
+                None => self.attempt(task, &mut responder_time).await,
+                Some(suspicion) => Box::pin(self.attempt_suspect(task, suspicion, &mut responder_time)).await,
             };
             match ended {
                 Ok(committed) => Verdict::Done(committed),
@@ -176,14 +185,14 @@ impl Turns {
             }
             // What has had effects can no longer be taken back.
             if !deleted.is_empty() && !steps.iter().any(is_effect) {
-                Box::pin(self.amend_stored(&burst)).await?;
+                Box::pin(self.amend_stored(task, &burst)).await?;
                 return Box::pin(self.withdraw(&task.only(deleted), &burst, &steps)).await;
             }
         }
         for (envelope, notice) in burst.notices() {
-            Box::pin(self.heed(envelope, notice)).await.map_err(|error| away(&error))?;
+            Box::pin(self.heed(task, envelope, notice)).await.map_err(|error| away(&error))?;
         }
-        Box::pin(self.amend_stored(&burst)).await?;
+        Box::pin(self.amend_stored(task, &burst)).await?;
         if let Event::Ignored { kind, reason } = &envelope.event {
             let reason = burst::ignored(kind, reason);
             return match &envelope.notice {
@@ -208,7 +217,8 @@ impl Turns {
             ConversationStatus::Bot
                 if let Some(decided) = commands::answer(&burst, &settings.bot, &loaded.conversation) =>
             {
-                decided
+                let kept = Box::pin(self.done_before(&burst, &settings.bot)).await?;
+                Decided { kept, ..decided }
             }
             ConversationStatus::Bot if Box::pin(self.is_out_of_budget(&burst, &settings.bot)).await? => {
                 metric::budget_refusal(&settings.bot.name);
@@ -315,7 +325,7 @@ impl Turns {
         }
         if let Some(conversation) = row.conversation {
             if conversation.chat.unreachable.is_some() && matches!(envelope.event, Event::Message(_)) {
-                self.note_reachable(&conversation.key, envelope).await?;
+                self.note_reachable(task, &conversation.key, envelope).await?;
             }
             return Ok(Loaded::Open(Box::new(Open { conversation, new: None })));
         }
@@ -325,14 +335,15 @@ impl Turns {
         let mut new = new_conversation(envelope);
         new.key.peer = row.filed_under.unwrap_or(new.key.peer);
         if row.was_unreachable && matches!(envelope.event, Event::Message(_)) {
-            self.note_reachable(&new.key, envelope).await?;
+            self.note_reachable(task, &new.key, envelope).await?;
         }
         Ok(Loaded::Open(Box::new(Open { conversation: unsaved(&new), new: Some(new) })))
     }
 
     /// Who writes can be written to.
-    async fn note_reachable(&self, key: &ConversationKey, envelope: &Envelope) -> Step<()> {
-        self.store.note_reachability(key, None, envelope.received_at).await.map_err(|error| away(&error))
+    async fn note_reachable(&self, task: &Task, key: &ConversationKey, envelope: &Envelope) -> Step<()> {
+        let noted = self.store.note_reachability(key, None, envelope.received_at, Some(&task.ownership)).await;
+        noted.map_err(|error| away(&error))
     }
 
     /// A human agent's message: it has its place among the turns, but nobody is asked.

@@ -113,6 +113,25 @@ async fn heads_and_bodies_that_drip_are_ended_and_nobody_waits_for_them() {
     assert_eq!(sequence, before.0 + 5, "messages on the stream");
 }
 
+/// More of them than large bodies may come at once; and so many large ones that there is no room for another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_bodies_take_no_place_of_those_of_another_size() {
+    const LARGE_BODIES_MAX: usize = 1_024;
+    let deployment = start().await;
+    let large = format!("{}{}", " ".repeat(20_000), say("hello"));
+    let post_large = async || {
+        let request = http_client().post(deployment.turnwise.url("/v1/chat")).bearer_auth(WEB_KEY);
+        let request = request.header("Content-Type", "application/json").body(large.clone());
+        request.send().await.unwrap().status()
+    };
+    let slow = begin_bodies(&deployment, LARGE_BODIES_MAX + 76, 9_000).await;
+    assert_eq!(post_large().await, StatusCode::OK, "beside {} slow small ones", slow.len());
+    drop(slow);
+    let slow = begin_bodies(&deployment, LARGE_BODIES_MAX, 20_000).await;
+    assert_eq!(post_large().await, StatusCode::SERVICE_UNAVAILABLE, "beside {} slow large ones", slow.len());
+    assert_serves(&deployment).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_beyond_the_bound_are_told_and_room_comes_back() {
     let deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |configuration| {
@@ -271,6 +290,25 @@ async fn assert_serves(deployment: &Deployment) {
 async fn connect(deployment: &Deployment) -> TcpStream {
     let url = deployment.turnwise.url("");
     TcpStream::connect(url.strip_prefix("http://").unwrap()).await.unwrap()
+}
+
+/// So many requests whose bodies of this length the server waits for, and which do not come.
+async fn begin_bodies(deployment: &Deployment, count: usize, length: usize) -> Vec<TcpStream> {
+    const GO_ON: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+    let head = format!(
+        "POST /v1/chat HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {WEB_KEY}\r\nContent-Type: application/json\r\n\
+         Expect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+    );
+    let mut streams = Vec::with_capacity(count);
+    for number in 0..count {
+        let mut stream = connect(deployment).await;
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut said = [0; GO_ON.len()];
+        timeout(PATIENCE, stream.read_exact(&mut said)).await.expect("an answer").unwrap();
+        assert_eq!(said, GO_ON, "body {number} of {length} bytes: {}", String::from_utf8_lossy(&said));
+        streams.push(stream);
+    }
+    streams
 }
 
 /// Everything that is answered to these bytes until the server ends the connection.

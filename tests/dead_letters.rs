@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use support::process::{BINARY, ENVIRONMENT, NAMESPACE};
 use support::responder::{Behaviour, answer, message};
 use support::scenario::{BOT, Backend, Deployment, Load};
+use support::tamper::execute;
 use support::{PATIENCE, eventually};
 use tokio::process::Command;
 
@@ -175,6 +176,44 @@ async fn a_letter_that_comes_back_is_not_answered_again() {
     assert_eq!(texts, [1, 2].map(|n| answer(CHAT, n)), "what the chat sees");
     deployment.settled(4, PATIENCE).await;
     assert_eq!(counts(&deployment).await, (0, 4));
+    deployment.turnwise.terminate().await;
+    deployment.turnwise.assert_audit_clean().await;
+}
+
+/// As after a restored stream: the message is read again long after, and has its letter.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_read_again_gets_no_second_letter() {
+    const CHAT: i64 = 45;
+    let load = Load { chats: CHAT..CHAT + 1, per_chat: 2 };
+    let mut deployment = given_up(&[message(CHAT, 1), message(CHAT, 2)], &load, 1).await;
+    deployment.turnwise.terminate().await;
+    let (jetstream, dead) = (deployment.nats.jetstream().await, dead_stream(&deployment).await);
+    // Once the stream has forgotten this one, it has forgotten those before.
+    let probes = eventually("the dead stream to forget", PATIENCE, async || {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-Msg-Id", "probe");
+        let subject = format!("{NAMESPACE}.dead.0.web.none.user-1");
+        let published = jetstream.publish_with_headers(subject, headers, "".into()).await.unwrap().await.unwrap();
+        (published.sequence > 3).then_some([3, published.sequence])
+    })
+    .await;
+    for probe in probes {
+        dead.delete_message(probe).await.unwrap();
+    }
+    execute(deployment.database_url(), "UPDATE partitions SET checkpoint = 0").await;
+    // One of the two was not published before a crash.
+    dead.delete_message(2).await.unwrap();
+    deployment.model.mend();
+    deployment.turnwise.start_again().await;
+    deployment.telegram.send(CHAT, &message(CHAT, 3));
+    assert_eq!(deployment.telegram.wait_for_texts(CHAT, 1, PATIENCE).await, [answer(CHAT, 3)]);
+    let listed = run(&deployment, "list", &["--json"]).await.json();
+    assert_eq!(listed["matching"], 2, "{listed:#}");
+    let redriven = run(&deployment, "redrive", &["--all", "--yes", "--json"]).await.json();
+    assert_eq!((&redriven["redriven"], &redriven["already_redriven"]), (&json!(2), &json!(0)), "{redriven:#}");
+    let texts = deployment.telegram.wait_for_texts(CHAT, 3, PATIENCE).await;
+    assert_eq!(texts, [3, 1, 2].map(|n| answer(CHAT, n)));
+    deployment.settled(5, PATIENCE).await;
     deployment.turnwise.terminate().await;
     deployment.turnwise.assert_audit_clean().await;
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
-use support::process::{NAMESPACE, quoted};
-use support::responder::{Behaviour, answer, message};
+use support::process::{NAMESPACE, Turnwise, quoted};
+use support::responder::{Behaviour, Log, answer, message};
 use support::scenario::{BOT, Backend, Deployment, Load};
 use support::{PATIENCE, eventually};
 
@@ -193,4 +193,41 @@ async fn assert_dead_letter_says_why(deployment: &Deployment, chat: i64) {
     let error = letter.headers.iter().find(|(name, _)| name.to_string().to_ascii_lowercase().contains("error"));
     let (_, error) = error.unwrap_or_else(|| panic!("no header carries the error: {:?}", letter.headers));
     assert!(!error[0].as_str().is_empty(), "the error in the header");
+}
+
+/// Partitions are given to a second process while turns of theirs have failed and messages wait behind them: nothing of those lanes is
+/// kept (the process checks that for itself, and would not end well).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_with_failing_turns_are_given_away_whole() {
+    let chats = || 21..29;
+    let mut deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |configuration| {
+        configuration.set("worker", "max_attempts", "20");
+    })
+    .await;
+    let model = &deployment.model;
+    let load = Load { chats: chats(), per_chat: 3 };
+    for chat in chats() {
+        model.always_fail(&message(chat, 2));
+    }
+    load.send(&deployment.telegram);
+    model.wait("each to have failed", PATIENCE, |log| chats().all(|chat| log.calls_for(&message(chat, 2)) > 1)).await;
+    chats().for_each(|chat| model.hold(&message(chat, 2)));
+    let held = |log: &Log| log.running_calls() == chats().count();
+    model.wait("each to be tried again", PATIENCE, held).await;
+    let mut second = Turnwise::spawn(deployment.turnwise.configuration().beside()).await;
+    let given = || {
+        let log = std::fs::read_to_string(deployment.turnwise.log()).unwrap();
+        let is_given = |line: &&str| line.contains("giving a partition") && line.contains("turnwise_in");
+        log.lines().filter(is_given).count()
+    };
+    eventually("a partition to be given away", PATIENCE, async || (given() > 0).then_some(())).await;
+    chats().for_each(|chat| model.release(&message(chat, 2)));
+    eventually("the second process to have its share", PATIENCE, async || (given() == 4).then_some(())).await;
+    model.mend();
+    deployment.settled(load.total(), PATIENCE).await;
+    load.assert_answered_once_in_order(&deployment.telegram);
+    load.assert_persisted_once_in_order(&deployment.ledger).await;
+    deployment.turnwise.terminate().await;
+    second.terminate().await;
+    second.assert_audit_clean().await;
 }

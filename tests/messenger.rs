@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use sqlx::sqlite::SqlitePool;
 use support::messenger::{Fault, Messenger, PAGE_ID, signature};
-use support::process::CONSOLE_TOKEN;
+use support::process::{CONSOLE_TOKEN, Configuration, NAMESPACE};
 use support::responder::Behaviour;
 use support::scenario::{Backend, Deployment, RESPONDER};
+use support::tamper::execute;
 use support::{PATIENCE, eventually, http_client};
 
 #[expect(dead_code, reason = "each test binary uses its own part of the harness")]
@@ -29,12 +29,22 @@ struct Page {
 
 impl Page {
     async fn start() -> Self {
+        Self::start_with(|_| ()).await
+    }
+
+    async fn start_with(adjust: impl FnOnce(&mut Configuration)) -> Self {
         let graph = Messenger::start().await;
         let deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |configuration| {
-            configuration.messenger_bot("page", RESPONDER, &graph.base_url());
+            adjust(configuration.messenger_bot("page", RESPONDER, &graph.base_url()));
         })
         .await;
         Self { deployment, graph }
+    }
+
+    /// Makes what people have said a day older than it is.
+    async fn age(&self) {
+        const OLDER: &str = "UPDATE messages SET created_at = created_at - 86400000000 WHERE author = 'user'";
+        execute(self.deployment.database_url(), OLDER).await;
     }
 
     /// One event of this person's thread; an echo goes the other way round.
@@ -205,10 +215,7 @@ async fn nothing_leaves_a_day_after_the_last_message() {
     assert_eq!(status, 201);
     page.sent(2).await;
 
-    let url = page.deployment.turnwise.configuration().get("database", "url").trim_matches('"').to_owned();
-    let database = SqlitePool::connect(&url).await.unwrap();
-    let older = "UPDATE messages SET created_at = created_at - 86400000000 WHERE author = 'user'";
-    sqlx::query(older).execute(&database).await.unwrap();
+    page.age().await;
     let (status, _) = page.call(Method::POST, &messages, Some(&json!({ "content": "a day later" }))).await;
     assert_eq!(status, 201);
     let failed = page.listed("status=failed", 1).await;
@@ -221,6 +228,62 @@ async fn nothing_leaves_a_day_after_the_last_message() {
     assert_eq!(page.sent(3).await, ["re: hello", "still here?", "re: again"]);
     let failed = page.listed("status=failed", 2).await;
     assert!(failed.iter().all(|one| one["error"].as_str().unwrap().starts_with("outside_window: ")), "{failed:?}");
+}
+
+/// The person has just written, though nothing of it is in the history: the notice about it is within the window.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_was_given_up_or_turned_away_opens_the_window_too() {
+    let page = Page::start_with(|configuration| {
+        configuration.set("worker", "max_attempts", "1").set("bots.page", "burst", "\"reject\"");
+        configuration.set("bots.page", "failure_reply", "\"Sorry.\"").set("bots.page", "reject_reply", "\"Wait.\"");
+    })
+    .await;
+    page.say("hello").await;
+    page.deployment.settled(1, PATIENCE).await;
+    page.age().await;
+    let model = &page.deployment.model;
+    model.always_fail("given up");
+    page.say("given up").await;
+    page.deployment.settled(2, PATIENCE).await;
+    model.hold("slow");
+    page.say("slow").await;
+    model.wait_for_call("slow", PATIENCE).await;
+    page.say("turned away").await;
+    page.deployment.settled(3, PATIENCE).await;
+    model.release("slow");
+    page.deployment.settled(4, PATIENCE).await;
+    assert_eq!(page.sent(4).await, ["re: hello", "Sorry.", "Wait.", "re: slow"]);
+    page.listed("status=failed", 0).await;
+}
+
+/// The platform repeats a webhook long after, and the stream has forgotten it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_edit_that_comes_again_does_not_undo_a_later_one() {
+    let mut page = Page::start_with(|configuration| {
+        configuration.set("nats", "duplicate_window", "\"1s\"");
+    })
+    .await;
+    page.say("1").await;
+    page.sent(1).await;
+    let edit = async |number: u32, text: &str| {
+        let content = json!({ "mid": "1", "text": text, "num_edit": number });
+        page.event("messaging", PERSON, "message_edit", content).await;
+    };
+    edit(1, "one").await;
+    edit(2, "two").await;
+    page.deployment.settled(3, PATIENCE).await;
+    let stream = format!("{NAMESPACE}_in");
+    eventually("the stream to take the first edit again", PATIENCE, async || {
+        edit(1, "one").await;
+        (page.deployment.nats.last_sequence(&stream).await > 3).then_some(())
+    })
+    .await;
+    page.say("2").await;
+    page.sent(2).await;
+    let texts: Vec<String> = page.history().await.into_iter().map(|(_, text)| text).collect();
+    assert_eq!(texts, ["two", "re: 1", "2", "re: 2"]);
+    page.deployment.turnwise.terminate().await;
+    page.deployment.turnwise.assert_audit_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

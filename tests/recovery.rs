@@ -9,7 +9,7 @@
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use support::brain::{Point, Seen};
 use support::messenger::{Messenger, PAGE_ID, signature};
 use support::process::quoted;
@@ -150,19 +150,7 @@ async fn no_round_before_one_that_has_acted_is_asked_again() {
 /// the person has thought better of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_owner_that_was_replaced_decides_nothing() {
-    let world = World::start_with(Backend::Postgres, &[&["reserve"]], |configuration| {
-        configuration.set("tools.reserve", "confirm", "true");
-        configuration.set(&format!("bots.{BOT}"), "burst", "\"collect\"").set(
-            &format!("bots.{BOT}"),
-            "quiet",
-            "\"1s\"",
-        );
-    })
-    .await;
-    world.deployment.telegram.send(ANN, "book it");
-    world.question(ANN).await;
-    world.deployment.settled(1, PATIENCE).await;
-
+    let world = undecided(Backend::Postgres).await;
     // The turn of the yes stands still before it has read what there is to decide.
     let mut holder = PgConnection::connect(world.deployment.database_url()).await.unwrap();
     let mut lock = holder.begin().await.unwrap();
@@ -179,11 +167,45 @@ async fn an_owner_that_was_replaced_decides_nothing() {
     world.deployment.telegram.send(ANN, "no, wait");
     world.deployment.telegram.all_taken(PATIENCE).await;
     lock.commit().await.unwrap();
+    assert_decided_by_the_next_owner(&world).await;
+}
 
+/// On SQLite nobody can be kept from reading: the turn knows what there is to decide, and stands still before it writes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_was_replaced_decides_nothing_of_what_it_has_read() {
+    let world = undecided(Backend::Sqlite).await;
+    let telegram = &world.deployment.telegram;
+    let mut holder = SqliteConnection::connect(world.deployment.database_url()).await.unwrap();
+    let mut lock = holder.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let shown = telegram.log(|log| log.actions.len());
+    telegram.send(ANN, "yes");
+    telegram.wait("the turn to stand still", PATIENCE, |log| log.actions.len() > shown).await;
+    sqlx::query("UPDATE partitions SET epoch = epoch + 1").execute(&mut *lock).await.unwrap();
+    telegram.send(ANN, "no, wait");
+    telegram.all_taken(PATIENCE).await;
+    lock.commit().await.unwrap();
+    assert_decided_by_the_next_owner(&world).await;
+}
+
+/// A person is asked whether to book, and has not answered.
+async fn undecided(backend: Backend) -> World {
+    let world = World::start_with(backend, &[&["reserve"]], |configuration| {
+        let bot = format!("bots.{BOT}");
+        configuration.set("tools.reserve", "confirm", "true");
+        configuration.set(&bot, "burst", "\"collect\"").set(&bot, "quiet", "\"1s\"");
+    })
+    .await;
+    world.deployment.telegram.send(ANN, "book it");
+    world.question(ANN).await;
+    world.deployment.settled(1, PATIENCE).await;
+    world
+}
+
+async fn assert_decided_by_the_next_owner(world: &World) {
     world.deployment.settled(3, PATIENCE).await;
     assert_eq!(world.brain.calls_of("reserve"), [], "nobody who may decide has agreed");
     assert_eq!(world.deployment.ledger.actions().await, ["cancelled", "pending"], "another subject, another question");
-    assert_eq!(asked(&world, "yes\n\nno, wait", 0), 1);
+    assert_eq!(asked(world, "yes\n\nno, wait", 0), 1);
     world.deployment.turnwise.assert_audit_clean().await;
 }
 
@@ -222,6 +244,25 @@ async fn assert_acts_are_known(world: &World, records: usize) {
         assert!(record.contains("0.tool.0") && record.contains("reserve done"), "{record}");
     }
     world.deployment.turnwise.assert_audit_clean().await;
+}
+
+/// The operator gives a command a reply of its own while a turn about it is away: what the turn has done stays known.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_done_about_a_command_stays_known_when_it_gets_a_reply_of_its_own() {
+    let commands = format!("bots.{BOT}");
+    let mut world = World::start_with(Backend::Sqlite, &[&["reserve"]], |configuration| {
+        configuration.set(&commands, "commands", "{ book = \"Book a table\" }");
+    })
+    .await;
+    kill_when_asked(&mut world, "/book", 1).await;
+    world.brain.release();
+    world.deployment.turnwise.reconfigure(|configuration| {
+        configuration.set(&commands, "commands", "{ book = { description = \"Book\", reply = \"Call us.\" } }");
+    });
+    world.deployment.turnwise.start_again().await;
+    assert_eq!(world.texts(ANN, 1).await, ["Call us."]);
+    world.deployment.settled(1, PATIENCE).await;
+    assert_acts_are_known(&world, 1).await;
 }
 
 /// The budget is spent by somebody else while a turn that has acted is away: it is finished all the same.

@@ -45,10 +45,14 @@ macro_rules! on_both {
     };
 }
 
+#[path = "store/deaths.rs"]
+mod deaths;
 #[path = "store/groups.rs"]
 mod groups;
 #[path = "store/journal.rs"]
 mod journal;
+#[path = "store/moves.rs"]
+mod moves;
 #[path = "store/operator.rs"]
 mod operator;
 #[path = "store/outcomes.rs"]

@@ -11,6 +11,9 @@ use super::Owned;
 use super::balance::{self, Situation};
 use super::view::{Change, Lease, Owner, View};
 
+/// Why a partition is taken whose lease names somebody who shows no life.
+const OWNER_GONE: &str = "owner_gone";
+
 /// Something to do. Each is answered by the method named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Effect {
@@ -157,6 +160,7 @@ impl Holdings {
                 hold.state = State::Clearing;
             } else {
                 hold.state = State::Held { epoch: ownership.epoch, recorded: false };
+                let owned = Owned { after_death: reason == OWNER_GONE, ..owned };
                 effects.push(Effect::Take { owned, reason });
             }
         }
@@ -302,7 +306,7 @@ impl Holdings {
         for partition in decision.claim {
             let (revision, reason) = match self.view.owner(partition, now) {
                 Owner::Nobody { revision } => (revision, "ownerless"),
-                Owner::Dead { revision } => (revision, "owner_gone"),
+                Owner::Dead { revision } => (revision, OWNER_GONE),
                 Owner::Living { .. } | Owner::Unknown => continue,
             };
             if !self.resting.contains(&partition) {

@@ -270,7 +270,7 @@ impl World {
             let epoch = &mut self.epochs[usize::from(partition)];
             *epoch += 1;
             let ownership = Ownership { stream: 1, partition, epoch: *epoch };
-            Owned { takeover: Takeover { ownership, checkpoint: None }, after: 0 }
+            Owned { takeover: Takeover { ownership, checkpoint: None }, after: 0, after_death: false }
         });
         let owned: Vec<Owned> = owned.collect();
         let effects = self.processes[index].holdings.taken_over((!fails).then_some(owned));

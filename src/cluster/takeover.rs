@@ -4,7 +4,6 @@
 //! and only consumers of lower epochs are.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
@@ -15,12 +14,7 @@ use crate::stream::{self as jetstream, LeftBehind, StreamError, StreamHandle};
 /// Consumers removed at once: enough to hide the round trips, few enough not to crowd the server.
 const REMOVALS_AT_ONCE: usize = 16;
 
-/// A stream that a newly elected leader tells of may be behind for a moment, so one that seems to have lost its end is asked
-/// for this long, with such pauses, before it is believed.
-const SET_BACK_PATIENCE: Duration = Duration::from_secs(2);
-const SET_BACK_PAUSE: Duration = Duration::from_millis(200);
-
-/// Takes over these partitions.
+/// Takes over these partitions. What became of the owners before is known to whoever asks for it.
 ///
 /// # Errors
 /// When the database or JetStream does not answer; taking over again is safe.
@@ -43,39 +37,10 @@ pub async fn take_over(handle: &StreamHandle, store: &Store, partitions: &[u16])
         .try_collect::<()>()
         .await
         .map_err(ClusterError::Stream)?;
-    let owned: Vec<Owned> =
-        takeovers.into_iter().map(|takeover| Owned { takeover, after: start_after(&takeover, &floors) }).collect();
+    let owned = |takeover| Owned { takeover, after: start_after(&takeover, &floors), after_death: false };
+    let owned: Vec<Owned> = takeovers.into_iter().map(owned).collect();
     tracing::info!(stream = handle.name, partitions = owned.len(), "partitions taken over");
     Ok(owned)
-}
-
-/// A stream that ends before what was done of it has lost its end: it was restored from a backup, or its server lost power
-/// before it had written. New messages get the sequences of those that are gone, so nothing that is known of places holds, and
-/// the stream is read again from its beginning. To be asked before this process adds messages: they could hide it.
-///
-/// # Errors
-/// When the database or JetStream does not answer.
-pub async fn rewind_if_set_back(handle: &StreamHandle, store: &Store) -> Result<(), ClusterError> {
-    let number = store.stream_number(&handle.name, &handle.incarnation).await.map_err(ClusterError::Store)?;
-    // In this order: both only grow, and a checkpoint is never ahead of its stream.
-    let highest = store.highest_checkpoint(number).await.map_err(ClusterError::Store)?.unwrap_or(0);
-    let last_sequence = async || Ok(handle.info().await.map_err(ClusterError::Stream)?.state.last_sequence);
-    let mut last = last_sequence().await?;
-    let asked = Instant::now();
-    while highest > last && asked.elapsed() < SET_BACK_PATIENCE {
-        tokio::time::sleep(SET_BACK_PAUSE).await;
-        last = last_sequence().await?;
-    }
-    if highest > last {
-        tracing::error!(
-            stream = handle.name,
-            last_sequence = last,
-            done_up_to = highest,
-            "the stream has lost its end; it is read again from its beginning, past what the ledger knows"
-        );
-        store.rewind(number).await.map_err(ClusterError::Store)?;
-    }
-    Ok(())
 }
 
 fn of(partitions: &[u16], mut left: Vec<LeftBehind>) -> Vec<LeftBehind> {

@@ -31,7 +31,7 @@ impl Ingress {
         let (key, at) = (envelope.key.clone(), envelope.received_at);
         if let Some(Notice::Moved { from, to }) = &envelope.notice {
             let from = ConversationKey { peer: from.clone(), ..key.clone() };
-            self.store.move_chat(&from, to, at).await?;
+            self.store.move_chat(&from, to, at, None).await?;
         }
         if key.channel != Channel::Telegram || !matches!(key.peer, Peer::Group(_)) {
             return Ok(verified);

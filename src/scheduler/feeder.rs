@@ -1,5 +1,6 @@
 //! Feeds one partition's messages into the loop and re-creates the consumer whenever something may have been missed.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 use super::engine::{Arrived, Event};
 use super::partitions::Shared;
 use super::{SchedulerError, Work};
+use crate::cluster::Doubt;
 use crate::store::{Receipt as _, Store};
 use crate::stream::{self, Delivery, Source, SourceError, StreamHandle, StreamMessage, consumer_name};
 use crate::telemetry::{chain, metric};
@@ -21,6 +23,8 @@ pub(super) struct Feeder<W: Work> {
     pub(super) store: Store,
     pub(super) partition: Arc<Shared>,
     pub(super) events: mpsc::Sender<Event<W::Receipt>>,
+    /// The partition's owner before died.
+    pub(super) after_death: bool,
 }
 
 impl<W: Work> Feeder<W> {
@@ -28,6 +32,8 @@ impl<W: Work> Feeder<W> {
     pub(super) async fn run(self) {
         let ownership = self.partition.ownership;
         let mut generation = 0;
+        // The lanes whose first open message was told of; of no use any more once all that the owner before had has come.
+        let mut left_behind = self.after_death.then(HashSet::new);
         loop {
             let mut source = match self.open(generation).await {
                 Ok(source) => source,
@@ -37,7 +43,7 @@ impl<W: Work> Feeder<W> {
             let recovering_until = source.last_sequence_before();
             let lost = loop {
                 match source.next().await {
-                    Ok(deliveries) => self.feed(deliveries, recovering_until).await,
+                    Ok(deliveries) => self.feed(deliveries, recovering_until, &mut left_behind).await,
                     Err(lost) => break lost,
                 }
             };
@@ -50,6 +56,7 @@ impl<W: Work> Feeder<W> {
                 return self.report(self.lost()).await;
             }
             generation += 1;
+            left_behind = None;
         }
     }
 
@@ -61,27 +68,27 @@ impl<W: Work> Feeder<W> {
     /// there when it took over.
     async fn open(&self, generation: u32) -> Result<Source, Event<W::Receipt>> {
         let ownership = self.partition.ownership;
-        let mut pause = patience();
-        let mut set_back_since = None;
+        let mut backoff = patience();
+        let mut doubt = Doubt::default();
         let source = loop {
             let (after, seen) = (self.partition.watermark(), self.partition.highest());
-            match Source::open(&self.handle, ownership, generation, after, seen).await {
+            let pause = match Source::open(&self.handle, ownership, generation, after, seen).await {
                 Ok(source) => break source,
-                Err(error @ SourceError::OtherIncarnation(_)) => {
-                    return Err(Event::Broken(SchedulerError::StreamReplaced(error.to_string())));
-                }
-                Err(error @ SourceError::SetBack(_))
-                    if set_back_since.is_some_and(|since: Instant| since.elapsed() >= SET_BACK_PATIENCE) =>
-                {
-                    return Err(Event::Broken(SchedulerError::StreamReplaced(error.to_string())));
+                Err(error @ SourceError::OtherIncarnation(_)) => return Err(broken(&error)),
+                Err(error @ SourceError::SetBack(_)) => {
+                    if doubt.is_over(Instant::now()) {
+                        return Err(broken(&error));
+                    }
+                    tracing::warn!(error = %chain(&error), "the stream is looked at again before that is believed");
+                    Doubt::PAUSE
                 }
                 Err(error) => {
-                    let is_set_back = matches!(error, SourceError::SetBack(_));
-                    set_back_since = is_set_back.then(|| set_back_since.unwrap_or_else(Instant::now));
+                    doubt = Doubt::default();
                     tracing::warn!(error = %chain(&error), "no consumer yet, will be tried again");
-                    tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE)).await;
+                    backoff.next_backoff().unwrap_or(MAX_PAUSE)
                 }
-            }
+            };
+            tokio::time::sleep(pause).await;
         };
         if self.still_owner().await {
             return Ok(source);
@@ -93,7 +100,12 @@ impl<W: Work> Feeder<W> {
         Err(self.lost())
     }
 
-    async fn feed(&self, deliveries: Vec<Delivery>, recovering_until: u64) {
+    async fn feed(
+        &self,
+        deliveries: Vec<Delivery>,
+        recovering_until: u64,
+        left_behind: &mut Option<HashSet<Arc<str>>>,
+    ) {
         let old: Vec<_> = deliveries
             .iter()
             .map(Delivery::message)
@@ -101,6 +113,17 @@ impl<W: Work> Feeder<W> {
             .map(Arc::clone)
             .collect();
         let mut receipts = if old.is_empty() { Vec::new() } else { self.settled(&old).await };
+        if let Some(lanes) = left_behind {
+            let is_open =
+                |message: &&Arc<StreamMessage>| !receipts.iter().any(|receipt| receipt.covers(&message.message_id));
+            let open = old.iter().filter(is_open);
+            let heads: Vec<_> =
+                open.filter(|message| lanes.insert(Arc::clone(&message.lane))).map(Arc::clone).collect();
+            self.outlived(&heads).await;
+        }
+        if old.len() < deliveries.len() {
+            *left_behind = None;
+        }
         let batch = deliveries
             .into_iter()
             .map(|delivery| {
@@ -127,6 +150,16 @@ impl<W: Work> Feeder<W> {
         }
     }
 
+    async fn outlived(&self, heads: &[Arc<StreamMessage>]) {
+        let mut pause = patience();
+        while !heads.is_empty()
+            && let Err(error) = self.work.outlived(&self.partition.ownership, heads).await
+        {
+            tracing::warn!(error = %chain(&error), "what an owner died with cannot be recorded, will be tried again");
+            tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE)).await;
+        }
+    }
+
     async fn still_owner(&self) -> bool {
         let mut pause = patience();
         loop {
@@ -146,10 +179,11 @@ impl<W: Work> Feeder<W> {
     }
 }
 
-const MAX_PAUSE: Duration = Duration::from_secs(2);
+fn broken<R>(error: &SourceError) -> Event<R> {
+    Event::Broken(SchedulerError::StreamReplaced(error.to_string()))
+}
 
-/// In a cluster, a node that has just become the stream's leader may not have caught up with what it has.
-const SET_BACK_PATIENCE: Duration = Duration::from_secs(2);
+const MAX_PAUSE: Duration = Duration::from_secs(2);
 
 /// Waiting for a server to come back: quick at first, at most every two seconds, for ever.
 pub(super) fn patience() -> ExponentialBackoff {

@@ -366,6 +366,12 @@ impl Lanes {
         self.lanes.get(key).is_some_and(|lane| !lane.waiting.is_empty())
     }
 
+    /// Whether the lane is one of these: it has messages, or a task that runs.
+    #[must_use]
+    pub fn holds(&self, key: &LaneKey) -> bool {
+        self.lanes.contains_key(key)
+    }
+
     /// Turns running now.
     #[must_use]
     pub const fn running(&self) -> usize {

@@ -37,6 +37,16 @@ pub(super) fn is_owned(epochs: &Epochs, ownership: &Ownership) -> bool {
     epochs.get(&Partition::of(ownership)) == Some(&ownership.epoch)
 }
 
+/// Holds a partition until the transaction ends: what follows is written by its owner, or not at all. Nobody's when `None`.
+///
+/// # Errors
+/// [`StoreError::Fenced`] when the partition has a newer owner.
+pub(super) async fn hold(statements: &mut impl Statements, under: Option<&Ownership>) -> Result<(), StoreError> {
+    let Some(ownership) = under else { return Ok(()) };
+    let locked = statements.lock(&BTreeSet::from([Partition::of(ownership)]), &[]).await?;
+    if is_owned(&locked.epochs, ownership) { Ok(()) } else { Err(StoreError::Fenced) }
+}
+
 /// The statements of groups, one round trip each, inside a transaction. None takes more rows than [`super::BATCH_ROWS`].
 pub(super) trait Statements: Send {
     /// The epochs of partitions, and deliveries' status and attempts; they stay as they are until the transaction ends.

@@ -37,6 +37,9 @@ pub enum StoreError {
     },
     #[error("another conversation of the same channel, bot and peer is open")]
     AlreadyOpen,
+    /// Nothing was written.
+    #[error("the partition has a newer owner")]
+    Fenced,
     #[error("a stored {what} cannot be read: {detail}")]
     Corrupt { what: &'static str, detail: String },
     #[error("the database was closed before it answered")]
@@ -62,6 +65,7 @@ impl StoreError {
             | Self::MissingFolder { .. }
             | Self::Migrate(_)
             | Self::AlreadyOpen
+            | Self::Fenced
             | Self::Corrupt { .. }
             | Self::Closed => false,
         }

@@ -1,4 +1,5 @@
-//! Calls that come together share a transaction: what waits while one runs goes into the next, up to [`GROUP_MAX`].
+//! Calls that come together share a transaction: what waits while one runs goes into the next, up to [`GROUP_MAX`]; a call
+//! that is in no hurry waits a moment for company.
 //!
 //! Refuses to know what a call asks for: [`Work`] does. Invariants: of two calls with a key in common one ends before the
 //! other begins, in the order in which they came; every caller who stays hears its own outcome, or an error; a caller who
@@ -7,9 +8,11 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{Id, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,6 +25,9 @@ pub(super) const GROUP_MAX: usize = 200;
 /// and two that may follow. More wait in front of it.
 const WAITING_MAX: usize = 4 * GROUP_MAX;
 
+/// How long a call that is in no hurry waits for others, whose transaction it then shares.
+const COMPANY_PATIENCE: Duration = Duration::from_millis(2);
+
 /// What the members of a group ask for, and how all of it is done at once.
 pub(super) trait Work: Send + Sync + 'static {
     type Asked: Send + Sync + 'static;
@@ -30,6 +36,11 @@ pub(super) trait Work: Send + Sync + 'static {
 
     /// What must not be in work twice at a time.
     fn keys(asked: &Self::Asked) -> Vec<Self::Key>;
+
+    /// Whether nobody waits for the call's outcome but the caller's own bookkeeping.
+    fn is_patient(_asked: &Self::Asked) -> bool {
+        false
+    }
 
     /// Does everything or nothing; the outcomes are in the order of `asked`.
     fn run(&self, asked: &[Self::Asked]) -> impl Future<Output = Result<Vec<Self::Outcome>, StoreError>> + Send;
@@ -99,6 +110,8 @@ enum Event {
     Called(usize),
     Ended(Id),
     Closing,
+    /// Some call has waited long enough for company.
+    Due,
 }
 
 struct Runner<W: Work> {
@@ -123,20 +136,29 @@ impl<W: Work> Runner<W> {
                     Event::Ended(ended.map_or_else(|failed| failed.id(), |(id, ())| id))
                 }
                 count = called.recv_many(&mut calls, room), if is_open && room > 0 => Event::Called(count),
+                () = sleep_until(self.queue.due()), if self.running.len() < self.in_flight_max => Event::Due,
             };
             match event {
                 Event::Called(0) => is_open = false,
-                Event::Called(_) => calls.drain(..).for_each(|(keys, call)| self.queue.push(keys, call)),
+                Event::Called(_) => calls.drain(..).for_each(|(keys, call)| {
+                    let due = W::is_patient(&call.asked).then(|| Instant::now() + COMPANY_PATIENCE);
+                    self.queue.push(keys, due, call);
+                }),
                 Event::Ended(id) => self.queue.release(&self.keys.remove(&id).unwrap_or_default()),
                 // What was sent before is still received.
                 Event::Closing => called.close(),
+                Event::Due => self.queue.hurry(),
             }
-            self.start_groups();
+            self.start_groups(is_open);
         }
     }
 
-    fn start_groups(&mut self) {
+    /// When no more calls will come, there is no company to wait for.
+    fn start_groups(&mut self, is_open: bool) {
         while self.running.len() < self.in_flight_max {
+            if is_open && self.queue.due().is_some_and(|due| due > Instant::now()) {
+                return;
+            }
             let (keys, group) = self.queue.take(GROUP_MAX, |call| !call.reply.is_closed());
             if group.is_empty() {
                 return;
@@ -182,10 +204,25 @@ fn tell<O>(reply: oneshot::Sender<Result<O, StoreError>>, outcome: Result<O, Sto
     drop(reply.send(outcome));
 }
 
+/// For ever, where nothing is due.
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Calls that wait, and the keys of those that run. Pure.
 struct Queue<K, T> {
-    waiting: VecDeque<(Vec<K>, T)>,
+    waiting: VecDeque<Waiting<K, T>>,
     busy: HashSet<K>,
+}
+
+struct Waiting<K, T> {
+    keys: Vec<K>,
+    /// Until when it may wait for company; none for one that may not.
+    due: Option<Instant>,
+    call: T,
 }
 
 impl<K: Hash + Eq + Clone, T> Queue<K, T> {
@@ -197,8 +234,19 @@ impl<K: Hash + Eq + Clone, T> Queue<K, T> {
         self.waiting.len()
     }
 
-    fn push(&mut self, keys: Vec<K>, call: T) {
-        self.waiting.push_back((keys, call));
+    fn push(&mut self, keys: Vec<K>, due: Option<Instant>, call: T) {
+        self.waiting.push_back(Waiting { keys, due, call });
+    }
+
+    /// Until when all of the calls may wait for company; none when one of them may not, or there is none.
+    fn due(&self) -> Option<Instant> {
+        let first = self.waiting.front()?.due?;
+        self.waiting.iter().try_fold(first, |earliest, waiting| Some(earliest.min(waiting.due?)))
+    }
+
+    /// Nobody came: they wait no longer.
+    fn hurry(&mut self) {
+        self.waiting.iter_mut().for_each(|waiting| waiting.due = None);
     }
 
     /// The oldest calls that may run together and beside what runs, at most `limit`; they run from now on. Those that are not
@@ -209,18 +257,18 @@ impl<K: Hash + Eq + Clone, T> Queue<K, T> {
         // Nobody overtakes an older call with the same key.
         let mut claimed = HashSet::new();
         while group.len() < limit
-            && let Some((keys, call)) = self.waiting.pop_front()
+            && let Some(waiting) = self.waiting.pop_front()
         {
-            if !wanted(&call) {
+            if !wanted(&waiting.call) {
                 continue;
             }
-            if keys.iter().any(|key| self.busy.contains(key) || claimed.contains(key)) {
-                claimed.extend(keys.iter().cloned());
-                passed_over.push_back((keys, call));
+            if waiting.keys.iter().any(|key| self.busy.contains(key) || claimed.contains(key)) {
+                claimed.extend(waiting.keys.iter().cloned());
+                passed_over.push_back(waiting);
             } else {
-                self.busy.extend(keys.iter().cloned());
-                held.extend(keys);
-                group.push(call);
+                self.busy.extend(waiting.keys.iter().cloned());
+                held.extend(waiting.keys);
+                group.push(waiting.call);
             }
         }
         passed_over.append(&mut self.waiting);
@@ -252,7 +300,7 @@ mod tests {
         ) {
             let mut queue = Queue::new();
             for (number, keys) in calls.iter().enumerate() {
-                queue.push(keys.clone(), number);
+                queue.push(keys.clone(), None, number);
             }
             let mut running: Vec<Vec<u8>> = Vec::new();
             let mut done = Vec::new();
@@ -277,5 +325,21 @@ mod tests {
                 prop_assert!(done.iter().filter(of_key).is_sorted(), "key {key} out of order: {done:?}");
             }
         }
+    }
+    #[test]
+    fn patience_ends_with_the_first_call_that_has_none() {
+        let now = Instant::now();
+        let (sooner, later) = (now + COMPANY_PATIENCE, now + 2 * COMPANY_PATIENCE);
+        let mut queue = Queue::<u8, &str>::new();
+        assert_eq!(queue.due(), None);
+        queue.push(vec![1], Some(later), "settle");
+        queue.push(vec![2], Some(sooner), "settle");
+        assert_eq!(queue.due(), Some(sooner));
+        queue.push(vec![3], None, "commit");
+        assert_eq!(queue.due(), None);
+        assert_eq!(queue.take(GROUP_MAX, |_| true).1, ["settle", "settle", "commit"]);
+        queue.push(vec![4], Some(later), "settle");
+        queue.hurry();
+        assert_eq!(queue.due(), None);
     }
 }

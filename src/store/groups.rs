@@ -97,6 +97,11 @@ impl Work for Writing {
         }
     }
 
+    /// What became of a send is only written down; a commit and the beginning of a send hold a reply up.
+    fn is_patient(asked: &Asked) -> bool {
+        matches!(asked, Asked::End(_))
+    }
+
     async fn run(&self, asked: &[Asked]) -> Result<Vec<Outcome>, StoreError> {
         let span = self.span(asked);
         let write = async {

@@ -441,6 +441,11 @@ pub enum SendResult {
     NotSent {
         error: String,
     },
+    /// Nobody can tell whether it arrived, and it is to be tried again: back to `pending`. From then on it ends as `uncertain`
+    /// where it would have ended as `failed`.
+    Unclear {
+        error: String,
+    },
     Failed {
         error: String,
     },

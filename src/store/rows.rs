@@ -375,6 +375,7 @@ pub(super) fn found(row: &impl Columns) -> Result<(Uuid, Found), StoreError> {
         status: word(row, "status")?,
         attempts: number(row, "attempts")?,
         tried_at: optional_moment(row, "tried_at")?,
+        unclear_attempts: number(row, "unclear_attempts")?,
         chat: chat(row)?,
     };
     Ok((uuid(row, "id")?, found))

@@ -21,6 +21,7 @@ macro_rules! migrations {
                 "uncertain_deliveries",
                 include_str!(concat!("../../migrations/", $folder, "/0009_uncertain_deliveries.sql")),
             ),
+            (10, "unknown_ends", include_str!(concat!("../../migrations/", $folder, "/0010_unknown_ends.sql"))),
         ]
     };
 }

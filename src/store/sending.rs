@@ -1,7 +1,8 @@
 //! The states of a delivery and what moves it from one to the next (G10).
 //!
 //! Pure: rows as they were locked come in, what is to be written of them comes out. Invariants: only a confirmation leaves a settled state
-//! (and what a person says of an `uncertain` one, see [`super::Resolution`]), and nothing leaves `sent`; a state is judged and changed under its row's lock.
+//! (and what a person says of an `uncertain` one, see [`super::Resolution`]), and nothing leaves `sent`; nothing is `failed` of
+//! which one attempt may have arrived; a state is judged and changed under its row's lock.
 
 use std::borrow::Cow;
 
@@ -33,6 +34,8 @@ pub(super) struct Found {
     pub(super) attempts: u32,
     /// When the last attempt began.
     pub(super) tried_at: Option<Timestamp>,
+    /// How many of them may have arrived without anybody knowing.
+    pub(super) unclear_attempts: u32,
     pub(super) chat: ChatState,
 }
 
@@ -58,16 +61,23 @@ pub(super) fn begin_all(locked: &Locked, beginnings: &[&Beginning]) -> (Vec<Send
 pub(super) fn end_all<'a>(locked: &Locked, endings: &[&'a Ending]) -> (Vec<Option<Settled>>, Vec<DeliveryEnded<'a>>) {
     let (mut ended, mut settled) = (Vec::new(), Vec::with_capacity(endings.len()));
     for Ending { delivery_id, result, now } in endings {
-        let Some(Found { status, .. }) = locked.deliveries.get(delivery_id) else {
+        let Some(found) = locked.deliveries.get(delivery_id) else {
             settled.push(None);
             continue;
         };
-        let next = next(*status, result);
-        let receipt = receipt(*delivery_id, next.unwrap_or(*status));
+        let next = next(found, result);
+        let receipt = receipt(*delivery_id, next.unwrap_or(found.status));
         if let Some(status) = next {
-            let (error, platform_message_id) = details(result);
+            let (mut error, platform_message_id) = details(result);
+            if status == DeliveryStatus::Uncertain && found.unclear_attempts > 0 {
+                let last = error.unwrap_or_default();
+                error = Some(format!("an earlier attempt may have arrived; the last one: {last}").into());
+            }
             let settled_at = receipt.as_ref().map(|_| *now);
-            ended.push(DeliveryEnded { id: *delivery_id, status, error, platform_message_id, settled_at });
+            let is_unclear = matches!(result, SendResult::Unclear { .. } | SendResult::Uncertain { .. });
+            let unclear_attempts = i64::from(is_unclear);
+            let id = *delivery_id;
+            ended.push(DeliveryEnded { id, status, error, platform_message_id, settled_at, unclear_attempts });
         }
         settled.push(receipt);
     }
@@ -76,7 +86,7 @@ pub(super) fn end_all<'a>(locked: &Locked, endings: &[&'a Ending]) -> (Vec<Optio
 
 /// What beginning a send finds. `Begun` is yet to be written.
 fn begin(delivery_id: Uuid, found: &Found, now: Timestamp) -> SendStart {
-    let Found { status, attempts, tried_at, ref chat } = *found;
+    let Found { status, attempts, tried_at, ref chat, .. } = *found;
     match status {
         // The same beginning, asked for again because its answer got lost: no call was made.
         DeliveryStatus::Sending if tried_at == Some(now) => SendStart::Begun { attempt: attempts, chat: chat.clone() },
@@ -88,12 +98,14 @@ fn begin(delivery_id: Uuid, found: &Found, now: Timestamp) -> SendStart {
     }
 }
 
-/// The status that a result leads to; `None` when it changes nothing.
-fn next(status: DeliveryStatus, result: &SendResult) -> Option<DeliveryStatus> {
+/// The status that a result leads to; `None` when it changes nothing. The refusal of a later attempt says nothing of an earlier
+/// one that may have arrived.
+fn next(found: &Found, result: &SendResult) -> Option<DeliveryStatus> {
     use DeliveryStatus::{Failed, Pending, Sending, Sent, Uncertain};
-    match (result, status) {
+    match (result, found.status) {
         (SendResult::Sent { .. }, Pending | Sending | Failed | Uncertain) => Some(Sent),
-        (SendResult::NotSent { .. }, Sending) => Some(Pending),
+        (SendResult::NotSent { .. } | SendResult::Unclear { .. }, Sending) => Some(Pending),
+        (SendResult::Failed { .. }, Pending | Sending) if found.unclear_attempts > 0 => Some(Uncertain),
         (SendResult::Failed { .. }, Pending | Sending) => Some(Failed),
         (SendResult::Uncertain { .. }, Pending | Sending) => Some(Uncertain),
         _ => None,
@@ -119,8 +131,9 @@ pub(super) fn disowned(message_id: String) -> Settled {
 fn details(result: &SendResult) -> (Option<Cow<'_, str>>, Option<Cow<'_, str>>) {
     match result {
         SendResult::Sent { platform_message_id } => (None, platform_message_id.as_deref().map(storable)),
-        SendResult::NotSent { error } | SendResult::Failed { error } | SendResult::Uncertain { error } => {
-            (Some(storable(error)), None)
-        }
+        SendResult::NotSent { error }
+        | SendResult::Unclear { error }
+        | SendResult::Failed { error }
+        | SendResult::Uncertain { error } => (Some(storable(error)), None),
     }
 }

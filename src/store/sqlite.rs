@@ -24,6 +24,7 @@ mod archive;
 mod chats;
 mod commit;
 mod conversations;
+mod deaths;
 mod deliveries;
 mod digest;
 mod erasure;

@@ -133,6 +133,8 @@ pub(super) struct DeliveryEnded<'a> {
     pub(super) platform_message_id: Option<Cow<'a, str>>,
     #[serde(serialize_with = "micros_or_null")]
     pub(super) settled_at: Option<Timestamp>,
+    /// 1 when this attempt may have arrived, else 0.
+    pub(super) unclear_attempts: i64,
 }
 
 /// A step of a turn. Documents that are not there are left out, as in [`MessageValues`].

@@ -5,7 +5,7 @@
 //! Invariant: a letter's message becomes the same new message however often it is redriven: its id and its turn's id are made
 //! of the old ones alone, so the stream's window and the ledger's permanent key see one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::ErrorCode;
@@ -241,6 +241,30 @@ impl Publisher {
             published => published,
         }
         .map(|_| ())
+    }
+
+    /// The ids of the messages of one lane that have a letter on the dead-letter stream. Reads the lane's letters one by one.
+    ///
+    /// # Errors
+    /// When JetStream does not answer.
+    pub async fn buried(&self, partition: u16, lane: &str) -> Result<HashSet<String>, StreamError> {
+        let name = self.connection.names.stream(Lane::Dead);
+        let what = || format!("read the stream {name}");
+        let stream = self.connection.jetstream.get_stream_no_info(&name).await;
+        let stream = stream.map_err(|error| refused(what(), error))?;
+        let subject = self.lane_subject(Lane::Dead, partition, lane);
+        let (mut buried, mut from) = (HashSet::new(), 1);
+        loop {
+            match stream.get_first_raw_message_by_subject(&subject, from).await {
+                Ok(letter) => {
+                    from = letter.sequence + 1;
+                    let id = letter.headers.get(async_nats::header::NATS_MESSAGE_ID);
+                    buried.extend(id.map(|id| id.as_str().to_owned()));
+                }
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => return Ok(buried),
+                Err(error) => return Err(refused(what(), error)),
+            }
+        }
     }
 
     /// Makes a letter's message a new one, the last of its conversation: the body as it came, but for the ids of the new message

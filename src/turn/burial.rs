@@ -3,6 +3,10 @@
 //! Refuses to judge whether to give up. Invariants: all that were tried together end together, with one notice to the user; what
 //! their tools did stays known; nothing that the database cannot give back keeps the lane from going on.
 
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
 use backoff::backoff::Backoff as _;
 use serde_json::Value;
 use uuid::Uuid;
@@ -107,16 +111,47 @@ impl Turns {
         failure.user_message.clone().or_else(|| settings.bot.failure_reply.clone())
     }
 
-    /// A crash may have come between the ledger and the dead-letter stream; publishing again is deduped by the stream, as long
-    /// as its window lasts, and by what people have done to the dead letter since.
-    pub(super) async fn bury_again(&self, message: &StreamMessage, committed: &Committed) -> Result<(), StoreError> {
-        if self.store.is_dead_letter_ended(&message.message_id).await? {
-            return Ok(());
+    /// A crash may have come between the ledger and the dead-letter stream. A message that has its letter there gets no second
+    /// one, nor one whose letter people have ended.
+    pub(super) async fn bury_again(
+        &self,
+        messages: &[Arc<StreamMessage>],
+        settled: &[Committed],
+    ) -> Result<(), StoreError> {
+        let mut buried: HashMap<&str, HashSet<String>> = HashMap::new();
+        for committed in settled.iter().filter(|committed| committed.state() == TerminalState::DeadLettered) {
+            let is_it = |message: &&Arc<StreamMessage>| message.message_id == committed.dedupe_id();
+            let Some(message) = messages.iter().find(is_it) else { continue };
+            if self.store.is_dead_letter_ended(&message.message_id).await? {
+                continue;
+            }
+            let of_lane = match buried.entry(&message.lane) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => unknown.insert(self.buried(message).await),
+            };
+            if of_lane.contains(&message.message_id) {
+                continue;
+            }
+            let Some(turn) = self.store.turn(committed.turn_id()).await? else { continue };
+            let reason = turn.reason.unwrap_or_default();
+            let (word, error) = reason.split_once(": ").unwrap_or(("unknown", &reason));
+            self.bury_letter(message, word, error, turn.attempts).await?;
         }
-        let Some(turn) = self.store.turn(committed.turn_id()).await? else { return Ok(()) };
-        let reason = turn.reason.unwrap_or_default();
-        let (word, error) = reason.split_once(": ").unwrap_or(("unknown", &reason));
-        self.bury_letter(message, word, error, turn.attempts).await
+        Ok(())
+    }
+
+    /// The messages of this one's lane that have letters, asked for as long as it takes.
+    async fn buried(&self, message: &StreamMessage) -> HashSet<String> {
+        let mut pause = patience();
+        loop {
+            match self.publisher.buried(message.partition, &message.lane).await {
+                Ok(buried) => return buried,
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "the dead letters cannot be read yet, trying again");
+                    tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE)).await;
+                }
+            }
+        }
     }
 
     async fn bury_letter(

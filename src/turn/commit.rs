@@ -106,11 +106,9 @@ impl Turns {
 
     /// The ledger has these messages already: what their commits left to do is done, in case a crash came between.
     pub(super) async fn finish_settled(&self, task: &Task, settled: Vec<Committed>) -> Step<Vec<Committed>> {
+        let messages: Vec<_> = task.all().cloned().collect();
+        self.bury_again(&messages, &settled).await.map_err(|error| away(&error))?;
         for committed in &settled {
-            let message = task.all().find(|message| message.message_id == committed.dedupe_id());
-            if let Some(message) = message.filter(|_| committed.state() == TerminalState::DeadLettered) {
-                self.bury_again(message, committed).await.map_err(|error| away(&error))?;
-            }
             let pending = self.store.pending_of_turn(committed.turn_id()).await.map_err(|error| away(&error))?;
             self.publish(task, &pending).await?;
         }

@@ -125,10 +125,15 @@ impl Turns {
         Ok(steps.is_empty())
     }
 
-    /// A turn of which the bot says nothing; what an earlier attempt at it has done stays known.
+    /// A turn of which the bot says nothing.
     pub(super) async fn keep_silent(&self, burst: &Burst<'_>, bot: &Bot) -> Step<Decided> {
+        Ok(Decided { kept: self.done_before(burst, bot).await?, ..Decided::silent() })
+    }
+
+    /// What earlier attempts at a turn have done that is decided without a responder now.
+    pub(super) async fn done_before(&self, burst: &Burst<'_>, bot: &Bot) -> Step<TurnRecord> {
         let steps = self.store.journal(burst.first_turn_id()).await.map_err(|error| away(&error))?;
-        Ok(Decided { kept: TurnRecord::of(&steps, || Value::Null, Some(bot)), ..Decided::silent() })
+        Ok(TurnRecord::of(&steps, || Value::Null, Some(bot)))
     }
 
     /// The stored messages of a conversation, from the cache when it is up to date, else from the database.

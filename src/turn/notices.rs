@@ -2,8 +2,8 @@
 //! that somebody else answers, that a message was edited or deleted after its turn.
 //!
 //! Refuses to ask a responder. Invariants: each event ends as `ignored`, whatever it changed; what is made known before the
-//! event is in the ledger can be done twice, and what was learnt later stands; a bot that the platform silenced
-//! speaks again when the platform gives the conversation back, one that a person silenced does not.
+//! event is in the ledger can be done twice, by the partition's owner alone, and what was learnt later stands; a bot that the
+//! platform silenced speaks again when the platform gives the conversation back, one that a person silenced does not.
 
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -14,7 +14,7 @@ use super::{Loaded, Open, Step, Turns, away};
 use crate::message::{
     Amendment, Author, Channel, ConversationKey, ConversationStatus, Envelope, Notice, Role, TerminalState, Timestamp,
 };
-use crate::scheduler::{Task, Verdict};
+use crate::scheduler::Task;
 use crate::store::{Committed, ConversationPatch, Found, NewFeedback, NewMessage, SendResult, StoreError, TurnCommit};
 
 /// Where a conversation's metadata say which channel made the bot silent.
@@ -22,15 +22,15 @@ const PAUSED_BY: &str = "paused_by";
 
 impl Turns {
     /// Makes what an event tells of its chat known.
-    pub(super) async fn heed(&self, envelope: &Envelope, notice: &Notice) -> Result<(), StoreError> {
-        let (key, at) = (&envelope.key, envelope.received_at);
+    pub(super) async fn heed(&self, task: &Task, envelope: &Envelope, notice: &Notice) -> Result<(), StoreError> {
+        let (key, at, owner) = (&envelope.key, envelope.received_at, Some(&task.ownership));
         match notice {
             Notice::Moved { from, to } => {
                 let from = ConversationKey { peer: from.clone(), ..key.clone() };
-                self.store.move_chat(&from, to, at).await
+                self.store.move_chat(&from, to, at, owner).await
             }
-            Notice::Unreachable { reason } => self.store.note_reachability(key, Some(reason), at).await,
-            Notice::Reachable => self.store.note_reachability(key, None, at).await,
+            Notice::Unreachable { reason } => self.store.note_reachability(key, Some(reason), at, owner).await,
+            Notice::Reachable => self.store.note_reachability(key, None, at, owner).await,
             Notice::Reaction { platform_message_id, sender, reactions } => {
                 let feedback = NewFeedback {
                     key: key.clone(),
@@ -89,21 +89,19 @@ impl Turns {
 
     /// The bot answers again, unless a person has the conversation.
     async fn give_back(&self, task: &Task, loaded: &Open) -> Step<()> {
-        if !self.store.owns(&task.ownership).await.map_err(|error| away(&error))? {
-            return Err(Box::new(Verdict::Fenced));
-        }
         let patch = ConversationPatch {
             status: Some(ConversationStatus::Bot),
             metadata: Some(Map::from_iter([(PAUSED_BY.to_owned(), Value::Null)])),
             only_if: Some(Found { status: ConversationStatus::Human, unassigned_with: Some(PAUSED_BY) }),
             ..ConversationPatch::default()
         };
-        let patched = self.store.patch_conversation(loaded.conversation.id, &patch, Timestamp::now()).await;
+        let (id, now) = (loaded.conversation.id, Timestamp::now());
+        let patched = self.store.patch_conversation_as_owner(id, &patch, now, &task.ownership).await;
         patched.map(drop).map_err(|error| away(&error))
     }
 
     /// Makes of stored messages what their senders made of them since.
-    pub(super) async fn amend_stored(&self, burst: &Burst<'_>) -> Step<()> {
+    pub(super) async fn amend_stored(&self, task: &Task, burst: &Burst<'_>) -> Step<()> {
         let envelope = &burst.envelope;
         let amendments: Vec<&Amendment> = burst.unmet().collect();
         if amendments.is_empty() {
@@ -113,7 +111,8 @@ impl Turns {
         // One that comes again must not undo what came after it.
         let Some(conversation) = row.conversation.filter(|_| row.already.is_none()) else { return Ok(()) };
         for Amendment { platform_message_id, replacement } in amendments {
-            let amended = self.store.amend_message(conversation.id, platform_message_id, replacement.as_ref()).await;
+            let (id, replacement) = (conversation.id, replacement.as_ref());
+            let amended = self.store.amend_message(id, platform_message_id, replacement, &task.ownership).await;
             if amended.map_err(|error| away(&error))? {
                 self.cache.invalidate(conversation.id).await;
             }

@@ -29,9 +29,11 @@ pub(super) fn failed(reason: &'static str, error: String, after: Option<Duration
     Box::new(Verdict::Failed { failure: Failure { reason, error, user_message: None }, after })
 }
 
-/// The database is away, and the message not to blame; or it refuses this message's data, and then it is.
+/// The database knows a newer owner; or it is away, and the message not to blame; or it refuses this message's data, and then it is.
 pub(super) fn away(error: &StoreError) -> Box<Verdict<Committed>> {
-    if error.is_transient() {
+    if matches!(error, StoreError::Fenced) {
+        Box::new(Verdict::Fenced)
+    } else if error.is_transient() {
         Box::new(Verdict::Wait { cause: chain(error), after: None })
     } else {
         failed("store", chain(error), None)

@@ -1,7 +1,7 @@
 //! What people see and decide of deliveries, and what becomes of stored messages afterwards.
 
-use turnwise::message::{Attachment, Channel, DeliveryStatus, Replacement, TerminalState};
-use turnwise::store::{OutcomeFilter, Resolution, SendResult};
+use turnwise::message::{Attachment, Channel, DeliveryStatus, Peer, Replacement, TerminalState};
+use turnwise::store::{ConversationPatch, OutcomeFilter, Ownership, Resolution, SendResult, StoreError};
 use uuid::Uuid;
 
 use super::{Database, at, committed, first_turn, next_turn};
@@ -10,6 +10,7 @@ on_both!(
     deliveries_are_counted_and_listed,
     a_person_decides_of_uncertain_deliveries_only,
     a_stored_message_is_amended,
+    nobody_but_the_owner_makes_news_known,
     every_channel_is_stored,
 );
 
@@ -120,7 +121,7 @@ async fn a_stored_message_is_amended(database: &Database) {
     };
     let edit = |text: &str, attachments| Some(Replacement { text: text.to_owned(), attachments });
     let amend = async |message: &str, replacement: Option<Replacement>| {
-        store.amend_message(id, message, replacement.as_ref()).await.unwrap()
+        store.amend_message(id, message, replacement.as_ref(), &owner).await.unwrap()
     };
     assert!(!amend("p3", edit("nobody's", None)).await);
     assert!(amend("p1", edit("edi\u{0}ted", None)).await);
@@ -136,6 +137,42 @@ async fn a_stored_message_is_amended(database: &Database) {
     }
     assert_eq!(stored().await, [("[deleted]".to_owned(), 0), (answer, 0), ("[deleted]".to_owned(), 0)]);
     assert_eq!(snippet().await.as_deref(), Some("[deleted]"));
+}
+
+/// As by a process that was paused for longer than its lease.
+async fn nobody_but_the_owner_makes_news_known(database: &Database) {
+    let (store, before) = (&database.store, database.own(0).await);
+    let turn = first_turn(before, 1, "ann");
+    committed(store.commit(turn.clone()).await.unwrap());
+    let owner = database.own(0).await;
+    let (id, key) = (turn.conversation_id.unwrap(), &turn.key);
+    let replacement = Replacement { text: "edited".to_owned(), attachments: None };
+    let to: Peer = "group-2".parse().unwrap();
+    let patch = ConversationPatch { assignee: Some(Some("carol".to_owned())), ..ConversationPatch::default() };
+    let news = async |owner: Ownership| {
+        [
+            store.amend_message(id, "p1", Some(&replacement), &owner).await.map(drop),
+            store.note_reachability(key, Some("blocked"), at(50), Some(&owner)).await,
+            store.patch_conversation_as_owner(id, &patch, at(50), &owner).await.map(drop),
+            store.move_chat(key, &to, at(50), Some(&owner)).await,
+        ]
+    };
+    let known = async || {
+        let conversation = store.conversation(id).await.unwrap().unwrap();
+        let text = store.recent_messages(id, 10).await.unwrap()[0].content.clone();
+        (text, conversation.assignee, store.chat(key).await.unwrap())
+    };
+    let untouched = known().await;
+    for outcome in news(before).await {
+        assert!(matches!(outcome, Err(StoreError::Fenced)), "{outcome:?}");
+    }
+    assert_eq!(known().await, untouched);
+    for outcome in news(owner).await {
+        outcome.unwrap();
+    }
+    let (text, assignee, chat) = known().await;
+    assert_eq!((text.as_str(), assignee.as_deref()), ("edited", Some("carol")));
+    assert_eq!((chat.unreachable.as_deref(), chat.moved_to), (Some("blocked"), Some(to)));
 }
 
 async fn every_channel_is_stored(database: &Database) {

@@ -55,6 +55,28 @@ async fn a_refusal_says_the_same_and_writing_again_ends_it() {
     assert_eq!(conversation(&deployment).await["unreachable"], Value::Null);
 }
 
+/// The chat's next conversation is a new one, and what was known of the chat is of before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writing_again_ends_it_also_in_a_new_conversation() {
+    for backend in [Backend::Sqlite, Backend::Postgres] {
+        let deployment = start(backend).await;
+        let telegram = &deployment.telegram;
+        telegram.close(ANN, Some("Forbidden: bot was blocked by the user"));
+        telegram.send(ANN, &message(ANN, 1));
+        deployment.settled(1, PATIENCE).await;
+        let id = conversation(&deployment).await["id"].as_str().unwrap().to_owned();
+        let close = http_client().patch(deployment.turnwise.url(&format!("/v1/conversations/{id}")));
+        let closed = close.bearer_auth(TOKEN).json(&json!({ "status": "closed" })).send().await.unwrap();
+        assert!(closed.status().is_success(), "{closed:?}");
+        telegram.close(ANN, None);
+        telegram.send(ANN, &message(ANN, 2));
+        assert_eq!(telegram.wait_for_texts(ANN, 1, PATIENCE).await, [answer(ANN, 2)], "{backend:?}");
+        let open = http_client().get(deployment.turnwise.url("/v1/conversations?status=bot")).bearer_auth(TOKEN);
+        let open: Value = open.send().await.unwrap().json().await.unwrap();
+        assert_eq!(open["conversations"][0]["unreachable"], Value::Null, "{backend:?}: {open:#}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reactions_stand_beside_the_message() {
     for backend in [Backend::Sqlite, Backend::Postgres] {

@@ -40,6 +40,7 @@ impl<W: Work> Engine<W> {
             store: self.store.clone(),
             partition: Arc::clone(&partition.shared),
             events: self.events.clone(),
+            after_death: owned.after_death,
         };
         let feeding = partition.feeding.clone();
         self.tasks.spawn(async move { feeding.run_until_cancelled(Box::pin(feeder.run())).await });
@@ -76,6 +77,12 @@ impl<W: Work> Engine<W> {
         self.conclude(number);
     }
 
+    /// Nothing is kept of a lane that is no more.
+    fn remembers_lanes_only(&self) -> bool {
+        let failed = self.backoffs.keys().map(|(key, _)| key);
+        failed.chain(self.blockers.keys()).chain(self.interruptions.keys()).all(|key| self.lanes.holds(key))
+    }
+
     /// Forgets a leaving partition once nothing of it runs.
     pub(super) fn conclude(&mut self, number: u16) {
         if !self.partitions.get(number).is_some_and(|held| held.leaving.is_some() && held.running == 0) {
@@ -84,6 +91,7 @@ impl<W: Work> Engine<W> {
         let Some(partition) = self.partitions.remove(number) else { return };
         self.work.owns(self.partitions.len());
         self.held.retain(|slot, _| slot.partition != number);
+        debug_assert!(self.remembers_lanes_only(), "what is kept of a lane goes with it");
         if let Some(Leaving::Given(released)) = partition.leaving {
             let (store, handle, ownership) = (self.store.clone(), self.handle.clone(), partition.shared.ownership);
             let watermark = partition.shared.watermark();

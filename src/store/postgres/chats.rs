@@ -9,9 +9,10 @@ use uuid::Uuid;
 use super::Postgres;
 use crate::message::{ConversationKey, Peer, Timestamp};
 use crate::store::chats::{self, ChatState, Join, Opened};
+use crate::store::commit::hold;
 use crate::store::error::refused;
 use crate::store::rows;
-use crate::store::{Feedback, NewFeedback, StoreError};
+use crate::store::{Feedback, NewFeedback, Ownership, StoreError};
 
 impl Postgres {
     pub(in crate::store) async fn chat(&self, key: &ConversationKey) -> Result<ChatState, StoreError> {
@@ -26,9 +27,11 @@ impl Postgres {
         key: &ConversationKey,
         unreachable: Option<&str>,
         at: Timestamp,
+        under: Option<&Ownership>,
     ) -> Result<(), StoreError> {
         let refused = refused("note whether a chat can be reached");
         let mut transaction = self.pool.begin().await.map_err(&refused)?;
+        hold(&mut *transaction, under).await?;
         let state = lock_chat(&mut transaction, key).await?;
         if let Some(state) = state.with_reachability(unreachable, at) {
             put_chat(&mut transaction, key, &state).await.map_err(&refused)?;
@@ -41,9 +44,11 @@ impl Postgres {
         from: &ConversationKey,
         to: &Peer,
         now: Timestamp,
+        under: Option<&Ownership>,
     ) -> Result<(), StoreError> {
         let refused = refused("move a chat");
         let mut transaction = self.pool.begin().await.map_err(&refused)?;
+        hold(&mut *transaction, under).await?;
         for peer in chats::in_order(&from.peer, to) {
             lock_chat(&mut transaction, &chats::of_peer(from, peer)).await?;
         }
@@ -55,6 +60,8 @@ impl Postgres {
         }
         let of_home = lock_chat(&mut transaction, &home).await?;
         let of_new = lock_chat(&mut transaction, &new).await?;
+        let names = [&home, &new].map(|key| chat_name(key.channel.as_str(), &key.bot, &key.peer.to_string()));
+        hold_chats(&mut transaction, &names, Hold::ToMove).await.map_err(&refused)?;
         if of_home.moved_to.as_ref() == Some(to) && of_new.filed_under.as_ref() == Some(&home.peer) {
             return Ok(());
         }
@@ -98,6 +105,33 @@ impl Postgres {
         let found = find.fetch_all(&self.pool).await.map_err(refused("look up feedback"))?;
         found.iter().map(rows::feedback).collect()
     }
+}
+
+/// What somebody does with a chat that a move and the opening of a conversation must not both do at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Hold {
+    /// Beside others who do the same.
+    ToOpen,
+    ToMove,
+}
+
+/// A chat, for [`hold_chats`].
+pub(super) fn chat_name(channel: &str, bot: &str, peer: &str) -> String {
+    format!("{channel}.{bot}.{peer}")
+}
+
+/// Waits until nobody moves these chats, or opens conversations there, until the transaction ends. A conversation that is being opened
+/// has no row yet that a move could see, nor the move one that says so to whoever opens it.
+pub(super) async fn hold_chats(connection: &mut PgConnection, chats: &[String], hold: Hold) -> Result<(), sqlx::Error> {
+    const TO_OPEN: &str = "SELECT pg_advisory_xact_lock_shared(key) FROM \
+         (SELECT DISTINCT hashtextextended(chat, 0) AS key FROM UNNEST($1) AS chat ORDER BY key) AS keys";
+    const TO_MOVE: &str = "SELECT pg_advisory_xact_lock(key) FROM \
+         (SELECT DISTINCT hashtextextended(chat, 0) AS key FROM UNNEST($1) AS chat ORDER BY key) AS keys";
+    let statement = match hold {
+        Hold::ToOpen => TO_OPEN,
+        Hold::ToMove => TO_MOVE,
+    };
+    sqlx::query(statement).bind(chats).execute(connection).await.map(drop)
 }
 
 /// The chat's state; nobody else changes it until the transaction ends.

@@ -10,6 +10,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::Postgres;
+use super::chats::{Hold, chat_name, hold_chats};
 use crate::message::{ConversationStatus, Timestamp};
 use crate::store::commit::{End, Epochs, Locked, Partition, Rows, Statements};
 use crate::store::error::refused;
@@ -93,6 +94,11 @@ impl Statements for PgConnection {
              FROM UNNEST($1, $2, $3, $4, $5, $6, $7, $8) \
                  AS new (id, channel, bot, peer, platform, device_id, metadata, created_at) \
              ORDER BY channel, bot, peer ON CONFLICT DO NOTHING RETURNING id";
+        let groups = new.iter().filter(|new| new.peer.starts_with("group-"));
+        let groups: Vec<String> = groups.map(|new| chat_name(new.channel, new.bot, &new.peer)).collect();
+        if !groups.is_empty() {
+            hold_chats(self, &groups, Hold::ToOpen).await?;
+        }
         let opened: Vec<Uuid> = sqlx::query_scalar(INSERT)
             .bind(new.iter().map(|new| new.id).bind_iter())
             .bind(new.iter().map(|new| new.channel).bind_iter())
@@ -228,7 +234,7 @@ async fn lock_partitions(
 }
 
 async fn lock_deliveries(connection: &mut PgConnection, ids: &[Uuid]) -> Result<HashMap<Uuid, Found>, StoreError> {
-    const LOCK: &str = "SELECT d.id, d.status, d.attempts, d.tried_at, (SELECT h.state FROM chats h \
+    const LOCK: &str = "SELECT d.id, d.status, d.attempts, d.tried_at, d.unclear_attempts, (SELECT h.state FROM chats h \
              WHERE h.channel = d.channel AND h.bot = d.bot AND h.peer = d.peer) AS chat \
          FROM deliveries d WHERE d.id = ANY($1) ORDER BY d.id FOR NO KEY UPDATE";
     let found = sqlx::query(LOCK).bind(ids).fetch_all(connection).await.map_err(refused("lock deliveries"))?;
@@ -317,14 +323,17 @@ async fn begin_deliveries(connection: &mut PgConnection, begun: &[DeliveryBegun]
 
 async fn end_deliveries(connection: &mut PgConnection, ended: &[DeliveryEnded<'_>]) -> Result<(), sqlx::Error> {
     const END: &str = "UPDATE deliveries AS d SET status = ended.status, error = ended.error, \
-             platform_message_id = ended.platform_message_id, settled_at = ended.settled_at \
-         FROM UNNEST($1, $2, $3, $4, $5) AS ended (id, status, error, platform_message_id, settled_at) \
+             platform_message_id = ended.platform_message_id, settled_at = ended.settled_at, \
+             unclear_attempts = d.unclear_attempts + ended.unclear_attempts \
+         FROM UNNEST($1, $2, $3, $4, $5, $6) \
+             AS ended (id, status, error, platform_message_id, settled_at, unclear_attempts) \
          WHERE d.id = ended.id";
     let end = sqlx::query(END)
         .bind(ended.iter().map(|ended| ended.id).bind_iter())
         .bind(ended.iter().map(|ended| ended.status.as_str()).bind_iter())
         .bind(ended.iter().map(|ended| ended.error.as_deref()).bind_iter())
         .bind(ended.iter().map(|ended| ended.platform_message_id.as_deref()).bind_iter())
-        .bind(ended.iter().map(|ended| ended.settled_at.map(Timestamp::to_offset_date_time)).bind_iter());
+        .bind(ended.iter().map(|ended| ended.settled_at.map(Timestamp::to_offset_date_time)).bind_iter())
+        .bind(ended.iter().map(|ended| ended.unclear_attempts).bind_iter());
     end.execute(connection).await.map(drop)
 }

@@ -9,9 +9,10 @@ use uuid::Uuid;
 use super::Sqlite;
 use crate::message::{ConversationKey, Peer, Timestamp};
 use crate::store::chats::{self, ChatState, Join, Opened};
+use crate::store::commit::hold;
 use crate::store::error::refused;
 use crate::store::rows;
-use crate::store::{Feedback, NewFeedback, StoreError};
+use crate::store::{Feedback, NewFeedback, Ownership, StoreError};
 
 impl Sqlite {
     pub(in crate::store) async fn chat(&self, key: &ConversationKey) -> Result<ChatState, StoreError> {
@@ -26,9 +27,11 @@ impl Sqlite {
         key: &ConversationKey,
         unreachable: Option<&str>,
         at: Timestamp,
+        under: Option<&Ownership>,
     ) -> Result<(), StoreError> {
         let refused = refused("note whether a chat can be reached");
         let mut transaction = self.begin().await.map_err(&refused)?;
+        hold(&mut *transaction, under).await?;
         let state = lock_chat(&mut transaction, key).await?;
         if let Some(state) = state.with_reachability(unreachable, at) {
             put_chat(&mut transaction, key, &state).await.map_err(&refused)?;
@@ -41,9 +44,11 @@ impl Sqlite {
         from: &ConversationKey,
         to: &Peer,
         now: Timestamp,
+        under: Option<&Ownership>,
     ) -> Result<(), StoreError> {
         let refused = refused("move a chat");
         let mut transaction = self.begin().await.map_err(&refused)?;
+        hold(&mut *transaction, under).await?;
         for peer in chats::in_order(&from.peer, to) {
             lock_chat(&mut transaction, &chats::of_peer(from, peer)).await?;
         }

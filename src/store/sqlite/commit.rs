@@ -41,11 +41,12 @@ impl Sqlite {
 impl Statements for SqliteConnection {
     async fn lock(&mut self, partitions: &BTreeSet<Partition>, deliveries: &[Uuid]) -> Result<Locked, StoreError> {
         const LOCK: &str = "SELECT p.stream, p.partition, p.epoch, NULL AS id, NULL AS status, NULL AS attempts, \
-                 NULL AS tried_at, NULL AS chat \
+                 NULL AS tried_at, NULL AS unclear_attempts, NULL AS chat \
              FROM jsonb_each($1) AS wanted \
              JOIN partitions p ON p.stream = wanted.value ->> 0 AND p.partition = wanted.value ->> 1 \
              UNION ALL \
-             SELECT NULL, NULL, NULL, d.id, d.status, d.attempts, d.tried_at, (SELECT h.state FROM chats h \
+             SELECT NULL, NULL, NULL, d.id, d.status, d.attempts, d.tried_at, d.unclear_attempts, \
+                 (SELECT h.state FROM chats h \
                  WHERE h.channel = d.channel AND h.bot = d.bot AND h.peer = d.peer) FROM deliveries d \
              WHERE d.id IN (SELECT value FROM jsonb_each($2))";
         let found = sqlx::query(LOCK).bind(Json(partitions)).bind(Json(deliveries)).fetch_all(self).await;
@@ -130,7 +131,8 @@ impl Statements for SqliteConnection {
              SET status = 'sending', attempts = value ->> 'attempts', tried_at = value ->> 'tried_at' \
              FROM jsonb_each($4) WHERE d.id = value ->> 'id'; \
              UPDATE deliveries AS d SET status = value ->> 'status', error = value ->> 'error', \
-                 platform_message_id = value ->> 'platform_message_id', settled_at = value ->> 'settled_at' \
+                 platform_message_id = value ->> 'platform_message_id', settled_at = value ->> 'settled_at', \
+                 unclear_attempts = d.unclear_attempts + (value ->> 'unclear_attempts') \
              FROM jsonb_each($5) WHERE d.id = value ->> 'id'";
         sqlx::query(WRITE)
             .bind(Json(rows.changes))

@@ -11,12 +11,12 @@ use uuid::fmt::Hyphenated;
 
 use super::Sqlite;
 use crate::message::{ConversationStatus, Platform, Timestamp};
-use crate::store::commit::{Rows, Statements as _};
+use crate::store::commit::{Rows, Statements as _, hold};
 use crate::store::error::{refused, refused_or_open};
 use crate::store::rows::{self, conversation_columns, message_columns};
 use crate::store::{
     BATCH_ROWS, Conversation, ConversationFilter, ConversationPatch, IdempotencyClaim, NewConversation, NewMessage,
-    PAGE_ROWS_MAX, StoreError, StoredMessage, merge, values,
+    Ownership, PAGE_ROWS_MAX, StoreError, StoredMessage, merge, values,
 };
 
 impl Sqlite {
@@ -119,11 +119,13 @@ impl Sqlite {
         id: Uuid,
         patch: &ConversationPatch,
         now: Timestamp,
+        under: Option<&Ownership>,
     ) -> Result<Option<Conversation>, StoreError> {
         const UPDATE: &str = "UPDATE conversations SET status = $2, assignee = $3, metadata = $4, updated_at = $5 \
              WHERE id = $1";
         let refused = refused_or_open("change a conversation");
         let mut transaction = self.begin().await.map_err(&refused)?;
+        hold(&mut *transaction, under).await?;
         let Some(current) = transaction.lock_conversations(&[id]).await?.remove(&id) else {
             return Ok(None);
         };

@@ -5,11 +5,13 @@ use uuid::Uuid;
 
 use super::Sqlite;
 use crate::message::{Replacement, Timestamp};
+use crate::store::commit::hold;
 use crate::store::error::refused;
 use crate::store::outcomes::{AMENDED_WITHIN, DELETED};
 use crate::store::rows::{self, delivery_columns, pending_columns};
 use crate::store::{
-    AddressedDelivery, DeliveryTotal, OutcomeFilter, PAGE_ROWS_MAX, PendingDelivery, Resolution, StoreError, merge,
+    AddressedDelivery, DeliveryTotal, OutcomeFilter, Ownership, PAGE_ROWS_MAX, PendingDelivery, Resolution, StoreError,
+    merge,
 };
 
 impl Sqlite {
@@ -104,6 +106,7 @@ impl Sqlite {
         conversation_id: Uuid,
         platform_message_id: &str,
         replacement: Option<&Replacement>,
+        under: &Ownership,
     ) -> Result<bool, StoreError> {
         const AMEND: &str = "UPDATE messages SET content = $3, attachments = CASE WHEN $4 THEN $5 ELSE attachments END \
              WHERE conversation_id = $1 AND platform_message_id = $2 AND role = 'user' \
@@ -116,6 +119,7 @@ impl Sqlite {
         let attachments = replacement.map_or(Some(&[][..]), |replacement| replacement.attachments.as_deref());
         let stored = attachments.filter(|list| !list.is_empty()).map(|list| serde_json::json!(list));
         let mut transaction = self.begin().await.map_err(&refused)?;
+        hold(&mut *transaction, Some(under)).await?;
         let amended = sqlx::query(AMEND)
             .bind(conversation_id.hyphenated())
             .bind(platform_message_id)

@@ -1,0 +1,43 @@
+//! Messages whose process died, on PostgreSQL.
+
+use super::Postgres;
+use crate::store::commit::hold;
+use crate::store::error::refused;
+use crate::store::{Ownership, StoreError, rows};
+
+impl Postgres {
+    pub(in crate::store) async fn charge_deaths(
+        &self,
+        dedupe_ids: &[String],
+        owner: &Ownership,
+    ) -> Result<Vec<(String, u32)>, StoreError> {
+        // Somebody else may be forgetting the same.
+        const FORGET: &str = "DELETE FROM process_deaths WHERE dedupe_id IN (SELECT p.dedupe_id FROM process_deaths p \
+             JOIN turns t ON t.dedupe_id = p.dedupe_id FOR UPDATE OF p SKIP LOCKED)";
+        const CHARGE: &str = "INSERT INTO process_deaths AS p (dedupe_id, deaths, begun) \
+             SELECT id, 1, 1 FROM UNNEST($1) AS id ORDER BY id \
+             ON CONFLICT (dedupe_id) DO UPDATE SET deaths = p.deaths + p.begun, begun = 0 RETURNING dedupe_id, deaths";
+        let refused = refused("count deaths of processes");
+        let mut transaction = self.pool.begin().await.map_err(&refused)?;
+        hold(&mut *transaction, Some(owner)).await?;
+        sqlx::query(FORGET).execute(&mut *transaction).await.map_err(&refused)?;
+        let charged = sqlx::query(CHARGE).bind(dedupe_ids).fetch_all(&mut *transaction).await.map_err(&refused)?;
+        transaction.commit().await.map_err(&refused)?;
+        charged.iter().map(|row| Ok((rows::text(row, "dedupe_id")?, rows::number(row, "deaths")?))).collect()
+    }
+
+    pub(in crate::store) async fn note_begun(
+        &self,
+        dedupe_id: &str,
+        is_begun: bool,
+        owner: &Ownership,
+    ) -> Result<(), StoreError> {
+        const NOTE: &str = "UPDATE process_deaths SET begun = $2 WHERE dedupe_id = $1";
+        let refused = refused("note that a message is being worked on");
+        let mut transaction = self.pool.begin().await.map_err(&refused)?;
+        hold(&mut *transaction, Some(owner)).await?;
+        let note = sqlx::query(NOTE).bind(dedupe_id).bind(i64::from(is_begun));
+        note.execute(&mut *transaction).await.map_err(&refused)?;
+        transaction.commit().await.map_err(&refused)
+    }
+}
