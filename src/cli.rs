@@ -21,10 +21,15 @@ use crate::tool::Toolbox;
 
 mod audit;
 mod bench;
+mod checksum;
+mod consent;
 mod dead_letters;
+mod erase;
 mod holds;
 mod rebuild;
+mod replay;
 mod telegram;
+mod values;
 
 /// Runs the conversations of chat bots: durable, in order, one turn at a time.
 #[derive(Debug, Parser)]
@@ -55,8 +60,14 @@ enum Command {
     /// Pause and resume conversations, bots and partitions
     #[command(subcommand)]
     Holds(holds::Command),
+    /// Take one person's data out of the database and off the streams
+    Erase(erase::Erase),
     /// Make a database again from the streams alone, while no process of the deployment runs
     Rebuild(rebuild::Rebuild),
+    /// Say what two databases, such as a rebuilt one and the original, have in common
+    Checksum(checksum::Checksum),
+    /// Ask another responder, prompt or model about recorded turns, and report what would have changed
+    Replay(replay::Replay),
     /// Tell Telegram where to send a bot's updates, or ask what it knows
     #[command(subcommand)]
     Telegram(telegram::Telegram),
@@ -167,6 +178,18 @@ async fn run(command: Command, format: LogFormat, registered: Responders) -> any
         },
         Command::Rebuild(options) => match load(&options.config.config) {
             Ok(config) => rebuild::run(&config, &options, format).await,
+            Err(code) => Ok(code),
+        },
+        Command::Erase(options) => match load(&options.config.config) {
+            Ok(config) => erase::run(&config, &options, format).await,
+            Err(code) => Ok(code),
+        },
+        Command::Checksum(options) => match load(&options.config.config) {
+            Ok(config) => checksum::run(&config, &options, format).await,
+            Err(code) => Ok(code),
+        },
+        Command::Replay(options) => match load(&options.config.config) {
+            Ok(config) => replay::run(&config, &options, format).await,
             Err(code) => Ok(code),
         },
         Command::Bench(options) => match load(&options.config.config) {
@@ -305,7 +328,7 @@ async fn open_inbound(config: &Config) -> anyhow::Result<(Backends, stream::Stre
 }
 
 /// Whom the system says is at work.
-fn actor() -> Option<String> {
+fn operator() -> Option<String> {
     std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok()
 }
 
@@ -316,7 +339,7 @@ async fn open_dead_letters(config: &Config) -> anyhow::Result<(Backends, DeadLet
         Ok(dead) => {
             let publisher = Publisher::new(backends.connection.clone(), config.nats.partitions);
             let store = backends.store.clone();
-            Ok((backends, DeadLetters { dead, inbound, publisher, store, actor: actor() }))
+            Ok((backends, DeadLetters { dead, inbound, publisher, store, actor: operator() }))
         }
         Err(error) => {
             backends.close().await;

@@ -27,6 +27,7 @@ mod tools;
 mod workflows;
 
 pub use commands::BotCommand;
+pub(crate) use duration::parse as parse_duration;
 pub use http_bot::{HttpBot, is_public_address};
 pub use problem::{ConfigError, Problem, Problems};
 pub use secret::Secret;

@@ -44,9 +44,13 @@ pub mod audit;
 
 pub mod dead_letters;
 
+pub mod erasure;
+
 pub mod console;
 
 pub mod rebuild;
+
+pub mod replay;
 
 pub mod nats_server;
 

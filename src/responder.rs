@@ -215,7 +215,7 @@ pub enum BuildError {
 }
 
 impl BuildError {
-    fn of_model(name: &str, error: model::BuildError) -> Self {
+    pub(crate) fn of_model(name: &str, error: model::BuildError) -> Self {
         let name = name.to_owned();
         match error {
             model::BuildError::BaseUrl => Self::BaseUrl { name },

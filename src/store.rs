@@ -18,6 +18,7 @@ mod chats;
 mod commit;
 mod console;
 mod deaths;
+mod digest;
 mod error;
 mod group;
 mod groups;
@@ -38,11 +39,14 @@ use groups::{Groups, Load};
 use journal::Writing;
 use sending::{Beginning, Ending};
 
+pub use archive::{Archive, PastConversation, PastFilter, PastTurn};
 pub use chats::ChatState;
 pub use console::{
     ConversationSearch, DeliveryTime, FoundMessage, Hold, HoldScope, Job, JobState, JobVerb, LedgerRow, PartitionRow,
     RecordedAction,
 };
+pub use digest::TableDigest;
+pub use erasure::{ErasedRows, PersonalData, UnendedMessage};
 pub use error::StoreError;
 pub use journal::{Action, ActionStatus, JournalEntry, Journaled, NewAction, StepKind, StepStatus};
 pub(crate) use merge::{join_patches, merge_patch};
@@ -107,6 +111,10 @@ macro_rules! on {
 }
 
 use on;
+
+// Below the macro, which they use, too.
+mod archive;
+mod erasure;
 
 /// Opening, migrating, asking how it is.
 impl Store {

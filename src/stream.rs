@@ -25,14 +25,17 @@ pub(crate) use floor::{keep_floors, kept_floors};
 pub(crate) use page::PageOf;
 pub use progress::{Progress, ToolNote, ToolState};
 pub use publish::{PublishError, Published, Publisher};
+pub use reader::Reader;
 
 mod backlog;
 mod dead;
 mod deliver;
+mod erase;
 mod floor;
 mod page;
 mod progress;
 mod publish;
+mod reader;
 
 /// Names the schema version of a message's body, so that a reader can refuse what it does not understand.
 pub const SCHEMA_HEADER: &str = "Turnwise-Schema";

@@ -122,6 +122,19 @@ pub fn init_quiet(config: &config::Telemetry, format: LogFormat) -> anyhow::Resu
     install(&local, format, "warn,async_nats=error,rmcp=off")
 }
 
+/// The same for a command that has traces of its own to export.
+///
+/// # Errors
+///
+/// As [`init`].
+///
+/// # Panics
+///
+/// As [`init`].
+pub fn init_command(config: &config::Telemetry, format: LogFormat) -> anyhow::Result<TelemetryGuard> {
+    install(config, format, "warn,async_nats=error,rmcp=off")
+}
+
 fn install(config: &config::Telemetry, format: LogFormat, levels: &str) -> anyhow::Result<TelemetryGuard> {
     install_crypto_provider();
     let levels = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| levels.to_owned());

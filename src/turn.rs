@@ -36,6 +36,7 @@ use crate::stream::{Publisher, StreamMessage};
 use crate::telemetry::metric;
 
 pub(crate) use burst::ignored;
+pub(crate) use commands::present;
 pub(crate) use compose::new_conversation;
 pub(crate) use notices::paused;
 

@@ -86,6 +86,7 @@ async fn send(configuration: String, nats: String, halt: CancellationToken) {
         max_attempts: ATTEMPTS,
         retry: turnwise::turn::retry(Duration::from_millis(10)),
     };
-    let orders = Orders { assignments, notices };
+    let (_held, holds) = tokio::sync::watch::channel(Arc::default());
+    let orders = Orders { assignments, notices, holds };
     scheduler::run(Arc::new(egress), outbound, store, limits, orders, halt).await.unwrap();
 }

@@ -12,6 +12,7 @@ use support::ledger::{Ledger, Message};
 use support::process::{CONSOLE_TOKEN, Turnwise, WEB_KEY, quoted};
 use support::responder::{Behaviour, answer, message};
 use support::scenario::{BOT, Backend, Deployment, Load, RESPONDER};
+use support::tamper::execute;
 use support::{PATIENCE, eventually, http_client};
 use tempfile::TempDir;
 
@@ -24,6 +25,14 @@ async fn rebuilt(deployment: &Deployment, url: &str) -> Value {
     let stderr = String::from_utf8(stderr).unwrap();
     assert!(status.success() && stderr.contains("not rebuilt: "), "{status}: {stderr}");
     serde_json::from_slice(&stdout).unwrap()
+}
+
+/// `turnwise checksum` of the deployment's database against this one: its exit code, and the tables that differ.
+async fn differing(deployment: &Deployment, url: &str) -> (Option<i32>, Value) {
+    let Output { status, stdout, stderr } = deployment.turnwise.run("checksum", &["--against", url, "--json"]).await;
+    let report: Value = serde_json::from_slice(&stdout)
+        .unwrap_or_else(|error| panic!("no JSON ({error}): {}", String::from_utf8_lossy(&stderr)));
+    (status.code(), report["differ"].clone())
 }
 
 /// What both databases must have in common.
@@ -80,6 +89,14 @@ async fn a_lost_database_is_made_again(backend: Backend) {
     assert_eq!((&report["left"], &report["without_reply"]), (&json!(0), &json!(0)), "{report:#}");
     let ledger = Ledger::open(&url);
     assert_eq!(contents(&ledger).await, contents(&deployment.ledger).await);
+    assert_eq!(differing(&deployment, &url).await, (Some(0), json!([])));
+    // Whatever kind of database it is made again in.
+    let other = format!("sqlite://{}", directory.path().join("another.db").display());
+    rebuilt(&deployment, &other).await;
+    assert_eq!(differing(&deployment, &other).await, (Some(0), json!([])));
+    execute(&other, "UPDATE messages SET content = content || '.' WHERE ordinal = 2 AND turn_id IS NOT NULL").await;
+    execute(&other, "DELETE FROM deliveries WHERE part = 0 AND content LIKE '%n=2'").await;
+    assert_eq!(differing(&deployment, &other).await, (Some(1), json!(["messages", "deliveries"])));
     let delivered = async |ledger: &Ledger| {
         ledger.deliveries().await.into_iter().map(|delivery| delivery.content).collect::<Vec<_>>()
     };
@@ -125,6 +142,7 @@ async fn collected_messages_are_in_the_turn_that_answered_them() {
     let report = rebuilt(&deployment, &url).await;
     assert!(report["states"]["merged"].as_u64().unwrap() >= 3, "{report:#}");
     assert_eq!(contents(&Ledger::open(&url)).await, contents(&deployment.ledger).await);
+    assert_eq!(differing(&deployment, &url).await, (Some(0), json!([])));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -178,6 +196,7 @@ async fn conversations_of_the_chat_api_keep_their_ids_and_what_agents_said() {
     let report = rebuilt(&deployment, &url).await;
     assert_eq!(report["states"], json!({ "answered": 3 }), "{report:#}");
     assert_eq!(contents(&Ledger::open(&url)).await, contents(&deployment.ledger).await);
+    assert_eq!(differing(&deployment, &url).await, (Some(0), json!([])));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

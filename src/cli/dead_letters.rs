@@ -4,19 +4,17 @@
 //! command is said before anything is changed.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
-use std::str::FromStr;
 
-use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use uuid::Uuid;
 
+use super::consent::{Consent, refused, said};
+use super::values::Conversation;
 use super::{WithConfig, open_dead_letters, progress, say};
 use crate::config::Config;
 use crate::dead_letters::{DeadLetters, Plan, Report, Selection};
-use crate::message::{ConversationKey, Peer};
+use crate::message::Peer;
 use crate::stream::{self, Lane, LetterFilter};
 use crate::telemetry::{self, LogFormat};
 
@@ -114,45 +112,6 @@ struct Chosen {
     /// Those of this conversation: its id, its peer such as user-31, or CHANNEL.BOT.PEER
     #[arg(long)]
     conversation: Option<Conversation>,
-}
-
-#[derive(Debug, Args)]
-struct Consent {
-    /// Only say what would be done
-    #[arg(long)]
-    dry_run: bool,
-    /// Do it without asking
-    #[arg(long)]
-    yes: bool,
-    /// Print what was done as JSON
-    #[arg(long)]
-    json: bool,
-}
-
-/// What a person may call a conversation.
-#[derive(Debug, Clone)]
-enum Conversation {
-    Id(Uuid),
-    Key(ConversationKey),
-    Peer(Peer),
-}
-
-impl FromStr for Conversation {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let id = Uuid::parse_str(text).map(Self::Id).ok();
-        let name = || text.parse().map(Self::Key).ok().or_else(|| text.parse().map(Self::Peer).ok());
-        id.or_else(name).ok_or("expected a conversation's id, its peer such as user-31, or CHANNEL.BOT.PEER")
-    }
-}
-
-/// A reason that says something.
-fn said(text: &str) -> Result<String, &'static str> {
-    match text.trim() {
-        "" => Err("say why, for those who look for the message later"),
-        text => Ok(text.to_owned()),
-    }
 }
 
 /// Conversations and letters named to people; the JSON has more.
@@ -304,30 +263,6 @@ fn unknown(ids: &[u64]) -> ExitCode {
          hint: `turnwise dead-letters list` shows them; those that were redriven or discarded are gone"
     ));
     ExitCode::FAILURE
-}
-
-/// The exit code when it must not be done: somebody said no, or nobody could be asked.
-async fn refused(consent: &Consent, verb: &str) -> anyhow::Result<Option<ExitCode>> {
-    if consent.yes {
-        return Ok(None);
-    }
-    if !std::io::stdin().is_terminal() || !super::on_terminal() {
-        say(&format!(
-            "error: nothing was done, for nobody can be asked here\nhint: {verb} with --yes, or look with --dry-run"
-        ));
-        return Ok(Some(ExitCode::from(2)));
-    }
-    let asked = tokio::task::spawn_blocking(|| {
-        let _ = write!(std::io::stderr(), "Go on? [y/N] ");
-        let mut answer = String::new();
-        std::io::stdin().lock().read_line(&mut answer).map(|_| answer)
-    });
-    let answer = asked.await?.context("cannot read the answer")?;
-    if ["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str()) {
-        return Ok(None);
-    }
-    say("nothing was done");
-    Ok(Some(ExitCode::FAILURE))
 }
 
 fn planned(plan: &Plan, consent: &Consent) -> anyhow::Result<ExitCode> {

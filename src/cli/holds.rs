@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
-use super::{WithConfig, actor, print, say};
+use super::{WithConfig, operator, print, say};
 use crate::config::Config;
 use crate::holds;
 use crate::message::Timestamp;
@@ -142,10 +142,10 @@ async fn perform(
 ) -> anyhow::Result<String> {
     let (store, connection, now) = (&backends.store, &backends.connection, Timestamp::now());
     let name = format!("{scope} {target}");
-    let action = OperatorAction { verb, target: name.clone(), actor: actor(), reason: reason.clone(), at: now };
+    let action = OperatorAction { verb, target: name.clone(), actor: operator(), reason: reason.clone(), at: now };
     let id = store.begin_operator_action(&action).await?;
     let said = if verb == OperatorVerb::PauseTurns {
-        holds::pause(store, connection, &Hold { scope, target, actor: actor(), reason, created_at: now }).await?;
+        holds::pause(store, connection, &Hold { scope, target, actor: operator(), reason, created_at: now }).await?;
         format!("{name} is paused: turns that run end, none begins")
     } else if holds::resume(store, connection, scope, &target).await? {
         format!("{name} goes on")

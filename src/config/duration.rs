@@ -13,7 +13,7 @@ const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_0
 /// # Errors
 ///
 /// What is wrong with the text, to be shown behind its key.
-pub(super) fn parse(text: &str) -> Result<Duration, &'static str> {
+pub(crate) fn parse(text: &str) -> Result<Duration, &'static str> {
     if text.is_empty() {
         return Err("is empty");
     }

@@ -205,6 +205,7 @@ mod tests {
             turn_id: Uuid::nil(),
             message_id: Uuid::nil(),
             content: String::new(),
+            buttons: Vec::new(),
             part,
             parts,
             status,

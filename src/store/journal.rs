@@ -44,7 +44,7 @@ words!(StepKind, "kind of step", Model = "model", Tool = "tool", Step = "step");
 words!(StepStatus, "status of a step", Started = "started", Done = "done", Failed = "failed", Unknown = "unknown",);
 
 /// One step of a turn.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JournalEntry {
     /// Its name, unique within the turn and the same in every attempt.
     pub step: String,

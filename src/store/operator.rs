@@ -29,6 +29,8 @@ pub enum OperatorVerb {
     ReplyInConversation,
     PauseTurns,
     ResumeTurns,
+    /// A person's data was taken out; whose is not said.
+    ErasePerson,
 }
 
 words!(
@@ -47,13 +49,15 @@ words!(
     ReplyInConversation = "reply_in_conversation",
     PauseTurns = "pause_turns",
     ResumeTurns = "resume_turns",
+    ErasePerson = "erase_person",
 );
 
 /// One thing that a person does to one thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OperatorAction {
     pub verb: OperatorVerb,
-    /// Of a dead letter, its message's id; of a delivery or conversation, its own; of a hold, its scope and name.
+    /// Of a dead letter, its message's id; of a delivery or conversation, its own; of a hold, its scope and name; of an
+    /// erasure, its bot.
     pub target: String,
     /// Who, as far as can be told.
     pub actor: Option<String>,

@@ -18,12 +18,15 @@ use super::rows::{self, Columns};
 use super::{CONNECT_TIMEOUT, Ownership, StoreError, Takeover, schema};
 use crate::message::Timestamp;
 
+mod archive;
 mod chats;
 mod commit;
 mod console;
 mod conversations;
 mod deaths;
 mod deliveries;
+mod digest;
+mod erasure;
 mod journal;
 mod operator;
 mod outcomes;
@@ -43,7 +46,17 @@ pub(super) struct Postgres {
 
 impl Postgres {
     pub(super) async fn connect(url: &str, max_connections: u32) -> Result<Self, StoreError> {
-        let options = PgConnectOptions::from_str(url).map_err(StoreError::Open)?.disable_statement_logging();
+        Self::open(PgConnectOptions::from_str(url).map_err(StoreError::Open)?, max_connections).await
+    }
+
+    /// One that only reads: the server refuses every transaction that would write.
+    pub(super) async fn open_to_read(url: &str, max_connections: u32) -> Result<Self, StoreError> {
+        let options = PgConnectOptions::from_str(url).map_err(StoreError::Open)?;
+        Self::open(options.options([("default_transaction_read_only", "on")]), max_connections).await
+    }
+
+    async fn open(options: PgConnectOptions, max_connections: u32) -> Result<Self, StoreError> {
+        let options = options.disable_statement_logging();
         // The pool tries again until its time is up and then says only that; the first connection tells the reason.
         let first = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options));
         let first = first.await.map_err(|_| StoreError::Open(io::Error::from(io::ErrorKind::TimedOut).into()))?;

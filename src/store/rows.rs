@@ -15,8 +15,9 @@ use super::console::{DeliveryTime, FoundMessage, Hold, Job, LedgerRow, Partition
 use super::merge::{storable, storable_json};
 use super::sending::Found;
 use super::{
-    Action, AddressedDelivery, Committed, Conversation, DeliveryCursor, DeliveryRow, DeliveryTotal, Feedback,
-    JournalEntry, NewMessage, PendingDelivery, PendingPage, Position, StoreError, StoredMessage, Turn, TurnContextRow,
+    Action, AddressedDelivery, Committed, Conversation, DeliveryCursor, DeliveryRow, DeliveryTotal, ErasedRows,
+    Feedback, JournalEntry, NewMessage, PastTurn, PendingDelivery, PendingPage, Position, StoreError, StoredMessage,
+    Turn, TurnContextRow,
 };
 use crate::message::{ConversationKey, OutboundPart, Peer, Timestamp};
 
@@ -74,9 +75,17 @@ macro_rules! ledger_columns {
     };
 }
 
+/// Turns (`t`) that a responder decided, with their conversations (`c`) and records (`r`).
+macro_rules! past_turns {
+    () => {
+        "FROM turns t JOIN conversations c ON c.id = t.conversation_id LEFT JOIN turn_records r ON r.turn_id = t.id \
+         WHERE t.responder IS NOT NULL AND t.state IN ('answered', 'handed_off')"
+    };
+}
+
 pub(super) use {
     action_columns, conversation_columns, delivery_columns, journal_columns, ledger_columns, message_columns,
-    pending_columns,
+    past_turns, pending_columns,
 };
 
 /// How one database hands out the values of a row.
@@ -374,6 +383,40 @@ pub(super) fn journal_entry(row: &impl Columns) -> Result<JournalEntry, StoreErr
         result: document(row, "result")?,
         started_at: moment(row, "started_at")?,
         ended_at: optional_moment(row, "ended_at")?,
+    })
+}
+
+/// A turn as whoever looks back reads it, still without its messages.
+pub(super) fn past_turn(row: &impl Columns) -> Result<PastTurn, StoreError> {
+    Ok(PastTurn {
+        id: uuid(row, "turn_id")?,
+        conversation: conversation(row)?,
+        state: word(row, "state")?,
+        responder: text(row, "responder")?,
+        sequences: vec![number(row, "sequence")?],
+        traceparent: optional_text(row, "traceparent")?,
+        timings: document(row, "timings")?.unwrap_or_default(),
+        received_at: moment(row, "received_at")?,
+        record: document(row, "record")?,
+        messages: Vec::new(),
+    })
+}
+
+/// The turn that took a message in, and that message's place on the stream.
+pub(super) fn member(row: &impl Columns) -> Result<(Uuid, u64), StoreError> {
+    Ok((uuid(row, "turn_id")?, number(row, "sequence")?))
+}
+
+/// How much there is of a person, beside what is known already.
+pub(super) fn personal_data(row: &impl Columns, conversations: usize, turns: usize) -> Result<ErasedRows, StoreError> {
+    Ok(ErasedRows {
+        conversations: conversations as u64,
+        messages: number(row, "messages")?,
+        deliveries: number(row, "deliveries")?,
+        turn_records: number(row, "turn_records")?,
+        reactions: number(row, "reactions")?,
+        turns: turns as u64,
+        unanswered: 0,
     })
 }
 

@@ -20,12 +20,15 @@ use super::rows::{self, Columns};
 use super::{BATCH_ROWS, CONNECT_TIMEOUT, Ownership, StoreError, Takeover, schema};
 use crate::message::Timestamp;
 
+mod archive;
 mod chats;
 mod commit;
 mod console;
 mod conversations;
 mod deaths;
 mod deliveries;
+mod digest;
+mod erasure;
 mod journal;
 mod operator;
 mod outcomes;
@@ -55,6 +58,18 @@ impl Sqlite {
         let writer = open_writer(writing).await.map_err(|source| StoreError::OpenFile { path, source })?;
         let readers = pool(max_connections.saturating_sub(1)).connect_lazy_with(options.pragma("query_only", "ON"));
         Ok(Self { writer, readers })
+    }
+
+    /// One that only reads, of a file that exists; what would write finds a connection that refuses.
+    pub(super) async fn open_to_read(url: &str, max_connections: u32) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::from_str(url).map_err(StoreError::Open)?.disable_statement_logging();
+        let path = options.get_filename().to_owned();
+        check_path(&path)?;
+        let options = options.create_if_missing(false).read_only(true).busy_timeout(BUSY_TIMEOUT);
+        let options = options.row_buffer_size(BATCH_ROWS).pragma("query_only", "ON");
+        let readers = pool(max_connections).connect_with(options).await;
+        let readers = readers.map_err(|source| StoreError::OpenFile { path, source })?;
+        Ok(Self { writer: readers.clone(), readers })
     }
 
     /// The driver does not lock SQLite, so one transaction around all of it does.

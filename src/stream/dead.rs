@@ -159,7 +159,7 @@ impl StreamHandle {
     ///
     /// # Errors
     /// When JetStream does not answer.
-    async fn stored(&self, sequence: u64) -> Result<Option<(StreamMessage, HeaderMap)>, StreamError> {
+    pub(super) async fn stored(&self, sequence: u64) -> Result<Option<(StreamMessage, HeaderMap)>, StreamError> {
         let what = || format!("read the stream {}", self.name);
         let stream = self.connection.jetstream.get_stream_no_info(&self.name).await;
         let stream = stream.map_err(|error| refused(what(), error))?;
@@ -198,9 +198,18 @@ impl StreamHandle {
             debug_assert!(false, "a receipt speaks for its own letter");
             return Err(refused(what(), "the receipt is for another one".to_owned()));
         }
+        self.remove(letter.id()).await
+    }
+
+    /// Takes a message off the stream and overwrites where it lay; one that is gone already is fine.
+    ///
+    /// # Errors
+    /// When JetStream does not answer: it may be gone.
+    pub(super) async fn remove(&self, sequence: u64) -> Result<(), StreamError> {
+        let what = || format!("remove the message {sequence} of {}", self.name);
         let stream = self.connection.jetstream.get_stream_no_info(&self.name).await;
         let stream = stream.map_err(|error| refused(what(), error))?;
-        match stream.delete_message(letter.id()).await {
+        match stream.delete_message(sequence).await {
             Ok(_) => Ok(()),
             Err(error) => match error.kind() {
                 DeleteMessageErrorKind::JetStream(inner)

@@ -31,3 +31,5 @@ pub const PROCESS_OUT: &str = "process turnwise.out";
 pub const EGRESS_WAIT: &str = "turnwise.egress.wait";
 /// CLIENT: one attempt at the platform, or at a responder's service.
 pub const POST: &str = "POST";
+/// INTERNAL, a root: a recorded turn asked of another responder, linked to the turn's own [`PROCESS_IN`].
+pub const REPLAY: &str = "replay turn";

@@ -40,7 +40,7 @@ pub(super) fn answer(burst: &Burst<'_>, bot: &Bot, conversation: &Conversation) 
 }
 
 /// The messages that are not past.
-pub(super) fn present<'a>(history: &'a [StoredMessage], metadata: &Map<String, Value>) -> &'a [StoredMessage] {
+pub(crate) fn present<'a>(history: &'a [StoredMessage], metadata: &Map<String, Value>) -> &'a [StoredMessage] {
     let past = metadata.get(HISTORY_FROM).and_then(Value::as_i64).unwrap_or(0);
     &history[history.partition_point(|message| message.ordinal <= past)..]
 }

@@ -61,6 +61,10 @@ impl Turns {
             }
         };
         span.record("turnwise.commit.outcome", if matches!(outcome, CommitOutcome::Fenced) { "fenced" } else { "ok" });
+        // Somebody else has ended the message meanwhile, and may have looked for its journal before this turn wrote to it.
+        if matches!(outcome, CommitOutcome::AlreadyTerminal(_)) && commit.journal.is_some() {
+            self.store.remove_spent_journals().await.map_err(|error| away(&error))?;
+        }
         match outcome {
             CommitOutcome::Committed { committed, merged, deliveries, first_ordinal } => {
                 // Less was stored than was to be when a person took over meanwhile.

@@ -127,6 +127,7 @@ impl Turns {
         }
         let steps = context.journal.written().await;
         let kept = TurnRecord::of(&steps, || responder.describe(), Some(&settings.bot));
+        let kept = kept.decided(&request.conversation.metadata, &reply, || responder.describe());
         Ok(Decided { reply, responder: Some(name.clone()), reason: None, kept, silent: false })
     }
 

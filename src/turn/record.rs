@@ -2,11 +2,13 @@
 //!
 //! Pure. Invariant: a journal that was read goes with the commit that keeps what is in it.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::config::Bot;
+use crate::responder::Reply;
 use crate::responder::journal::MEMBERS_STEP;
+use crate::responder::workflow::STATE_KEY;
 use crate::store::{JournalEntry, StepKind, TurnCommit};
 
 /// More than any turn can use; a server that says so is wrong.
@@ -32,6 +34,25 @@ impl TurnRecord {
             record: is_worth_it.then(|| json!({ "responder": responder(), "steps": steps })),
             tokens: bot.map_or(0, |bot| counted_tokens(bot, steps)),
         }
+    }
+
+    /// Keeps, too, what the decision rested on beside its steps, and whether it gave the conversation to a person. A turn that
+    /// a workflow led is worth a record for its place in it alone.
+    pub(super) fn decided(
+        mut self,
+        metadata: &Map<String, Value>,
+        reply: &Reply,
+        responder: impl FnOnce() -> Value,
+    ) -> Self {
+        let is_led = reply.workflow_state.is_some() || metadata.contains_key(STATE_KEY);
+        if self.record.is_none() && is_led {
+            self.record = Some(json!({ "responder": responder(), "steps": [] }));
+        }
+        if let Some(record) = &mut self.record {
+            record["metadata"] = json!(metadata);
+            record["handoff"] = json!(reply.handoff);
+        }
+        self
     }
 
     /// Ends the journal of this id with the commit, and keeps what it says.

@@ -191,13 +191,18 @@ pub(super) fn questions(
     }
     let said = Some(answer.content.trim()).filter(|content| !content.is_empty()).map(ReplyMessage::text);
     let questions = actions.iter().map(|action| ReplyMessage {
-        content: format!("May I do this?\n{} {}", action.tool, action.arguments),
+        content: question(&action.tool, &action.arguments),
         buttons: vec![
             Button { label: YES_LABEL.to_owned(), payload: payload(&action.id, true) },
             Button { label: NO_LABEL.to_owned(), payload: payload(&action.id, false) },
         ],
     });
     Some((said.into_iter().chain(questions).collect(), actions))
+}
+
+/// What a person is asked about a call.
+pub(crate) fn question(tool: &str, arguments: &str) -> String {
+    format!("May I do this?\n{tool} {arguments}")
 }
 
 /// What the button of an action carries.
