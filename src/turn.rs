@@ -232,7 +232,7 @@ impl Turns {
             ConversationStatus::Human | ConversationStatus::Closed => self.keep_silent(&burst, &settings.bot).await?,
         };
         let spent_buttons = decided.reply.spent_buttons;
-        let commit = compose(&burst, settings, &loaded, decided, *responder_time);
+        let commit = compose(&burst, settings, &mut loaded, decided, *responder_time);
         let committed = self.commit(task, commit, Some(&loaded)).await?;
         if let Some(message_id) = burst.pressed_under().filter(|_| spent_buttons) {
             let under = envelope.came_from.as_ref().unwrap_or(&envelope.key.peer);
@@ -379,6 +379,7 @@ impl Turns {
 struct Open {
     /// As read; not yet stored when `new` is set.
     conversation: Conversation,
+    /// Goes with the commit.
     new: Option<NewConversation>,
 }
 

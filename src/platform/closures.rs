@@ -1,7 +1,7 @@
 //! The bots whose platform takes nothing from them at all: a void token, a restricted page, a receiver that is gone.
 //!
-//! Pure: the time is an argument. Refuses to decide that it is over: a call that is not refused for the whole bot does. Invariant: of a closed bot at
-//! most what is asked about after each [`PROBE_AFTER`] leaves; the rest is refused here.
+//! Pure: the time is an argument. Refuses to decide that it is over: a call that is not refused for the whole bot does.
+//! Invariant: of a closed bot one reply a minute leaves at most, to ask; the rest is refused here.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -24,7 +24,7 @@ use crate::telemetry;
 pub(super) fn compose(
     burst: &Burst<'_>,
     settings: &Settings,
-    loaded: &Open,
+    loaded: &mut Open,
     decided: Decided,
     responder_time: Duration,
 ) -> TurnCommit {
@@ -36,7 +36,7 @@ pub(super) fn compose(
     commit.reason = decided.reason.map(str::to_owned);
     commit.responder = decided.responder;
     commit.conversation_id = Some(loaded.conversation.id);
-    commit.new_conversation.clone_from(&loaded.new);
+    commit.new_conversation = loaded.new.take();
     commit.timings.responder_us = u64::try_from(responder_time.as_micros()).unwrap_or(u64::MAX);
     commit.messages.extend(burst.said().map(|(envelope, message)| NewMessage {
         id: Uuid::now_v7(),

@@ -50,8 +50,8 @@ fn what_callers_and_the_responder_say_of_metadata_is_kept_apart_and_in_order() {
     let answered = object(&json!({ "a": { "y": 2 } }));
     let reply = Reply { metadata: answered.clone(), ..Reply::default() };
     let new = new_conversation(&burst.envelope);
-    let loaded = Open { conversation: unsaved(&new), new: Some(new) };
-    let commit = compose(&burst, &settings(), &loaded, Decided { reply, ..Decided::silent() }, Duration::ZERO);
+    let mut loaded = Open { conversation: unsaved(&new), new: Some(new) };
+    let commit = compose(&burst, &settings(), &mut loaded, Decided { reply, ..Decided::silent() }, Duration::ZERO);
     let expected: Vec<_> = said.iter().filter_map(object).chain(answered).collect();
     assert_eq!(commit.metadata_patches, expected);
 }
