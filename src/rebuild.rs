@@ -130,13 +130,17 @@ pub async fn run(
     Ok(report)
 }
 
-/// How far each partition is done, as whoever takes it over with a new database would believe it.
+/// How far each partition is done. What its owner wrote down counts alone: it is at most some seconds old, and what ended since
+/// shows by its reply. What was acknowledged may have been parked (held, or too much for its lane), and is believed only where
+/// nothing was written down.
 async fn floors(inbound: &StreamHandle, partitions: &[u16]) -> Result<HashMap<u16, u64>, StreamError> {
-    let mut floors = jetstream::kept_floors(inbound, partitions).await?;
+    let kept = jetstream::kept_floors(inbound, partitions).await?;
+    let mut floors = HashMap::new();
     for consumer in jetstream::left_behind(inbound).await? {
-        let floor = floors.entry(consumer.partition).or_default();
+        let floor: &mut u64 = floors.entry(consumer.partition).or_default();
         *floor = consumer.ack_floor.max(*floor);
     }
+    floors.extend(kept);
     Ok(floors)
 }
 

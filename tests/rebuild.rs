@@ -7,6 +7,7 @@
 
 use std::process::Output;
 
+use futures_util::TryStreamExt as _;
 use serde_json::{Value, json};
 use support::ledger::{Ledger, Message};
 use support::process::{CONSOLE_TOKEN, Turnwise, WEB_KEY, quoted};
@@ -240,4 +241,35 @@ async fn what_has_not_ended_is_left_to_run_and_a_used_database_refused() {
         deployment.telegram.log(|log| (log.texts(CHAT).len() == 4).then_some(()))
     })
     .await;
+}
+
+/// A held message is acknowledged long before it ends, so what the consumers say of it is no proof.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_behind_a_pause_is_answered_once_after_a_rebuild() {
+    const CHAT: i64 = 51;
+    let load = Load { chats: CHAT..CHAT + 1, per_chat: 5 };
+    let mut deployment = Deployment::start(Backend::Sqlite, Behaviour::default(), |_| ()).await;
+    let paused = deployment.turnwise.run("holds pause", &["--bot", BOT]).await;
+    assert!(paused.status.success(), "{}", String::from_utf8_lossy(&paused.stderr));
+    // A process that starts anew knows of it before it takes a message; one that ends writes down how far it is.
+    deployment.turnwise.terminate().await;
+    deployment.turnwise.start_again().await;
+    load.send(&deployment.telegram);
+    deployment.telegram.all_taken(PATIENCE).await;
+    eventually("everything to be acknowledged", PATIENCE, async || {
+        let stream = deployment.nats.jetstream().await.get_stream("turnwise_in").await.unwrap();
+        let consumers: Vec<_> = stream.consumers().try_collect().await.unwrap();
+        let acknowledged = consumers.iter().map(|consumer| consumer.ack_floor.stream_sequence).max();
+        (acknowledged == Some(load.total() as u64)).then_some(())
+    })
+    .await;
+    deployment.turnwise.kill9().await;
+
+    let directory = TempDir::new().unwrap();
+    let url = format!("sqlite://{}", directory.path().join("rebuilt.db").display());
+    let report = rebuilt(&deployment, &url).await;
+    assert_eq!((&report["left"], &report["without_reply"]), (&json!(5), &json!(0)), "{report:#}");
+    go_on(&mut deployment, &url, &load).await;
+    let (answered, expected) = (deployment.telegram.log(|log| log.texts(CHAT)), 1..=6);
+    assert_eq!(answered, expected.map(|n| answer(CHAT, n)).collect::<Vec<_>>(), "in order, each once");
 }

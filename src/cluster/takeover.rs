@@ -10,6 +10,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use super::{ClusterError, Owned};
 use crate::store::{Ownership, Store, StoreError, Takeover};
 use crate::stream::{self as jetstream, LeftBehind, StreamError, StreamHandle};
+use crate::telemetry::chain;
 
 /// Consumers removed at once: enough to hide the round trips, few enough not to crowd the server.
 const REMOVALS_AT_ONCE: usize = 16;
@@ -28,7 +29,7 @@ pub async fn take_over(handle: &StreamHandle, store: &Store, partitions: &[u16])
     let left = of(partitions, jetstream::left_behind(handle).await.map_err(ClusterError::Stream)?);
     let left = earlier(left, &takeovers);
     let floors = floors(handle, &takeovers, &left).await.map_err(ClusterError::Stream)?;
-    keep_floors(store, &takeovers, &floors).await.map_err(ClusterError::Store)?;
+    keep_floors(handle, store, &takeovers, &floors).await.map_err(ClusterError::Store)?;
     // Names of their own: with borrowed ones the future of a whole server could not be spawned.
     let names: Vec<String> = left.iter().map(|consumer| consumer.name.clone()).collect();
     stream::iter(names)
@@ -79,14 +80,28 @@ async fn floors(
 
 /// Writes down where to read on, before anything is read: what only the consumers about to be removed know must not be
 /// forgotten, and an owner that dies before its first checkpoint must not leave its acknowledgements as the only trace,
-/// because parked messages are acknowledged and not done.
-async fn keep_floors(store: &Store, takeovers: &[Takeover], floors: &HashMap<u16, u64>) -> Result<(), StoreError> {
+/// because parked messages are acknowledged and not done. For the same reason it is written beside the stream, too, also that
+/// nothing is done yet; without that the deployment works, and only a rebuild would miss it.
+async fn keep_floors(
+    handle: &StreamHandle,
+    store: &Store,
+    takeovers: &[Takeover],
+    floors: &HashMap<u16, u64>,
+) -> Result<(), StoreError> {
     let floors: Vec<(Ownership, u64)> = takeovers
         .iter()
         .filter(|takeover| takeover.checkpoint.is_none())
         .map(|takeover| (takeover.ownership, start_after(takeover, floors)))
         .collect();
-    if floors.is_empty() { Ok(()) } else { store.save_checkpoints(&floors).await }
+    if floors.is_empty() {
+        return Ok(());
+    }
+    store.save_checkpoints(&floors).await?;
+    let beside: Vec<(u16, u64)> = floors.iter().map(|(ownership, floor)| (ownership.partition, *floor)).collect();
+    if let Err(error) = jetstream::keep_floors(handle, &beside).await {
+        tracing::debug!(error = %chain(&error), "not written down beside the stream");
+    }
+    Ok(())
 }
 
 /// Where to read on.

@@ -166,7 +166,7 @@ pub(crate) fn quoted(text: &str) -> String {
 /// `turnwise SUBCOMMAND --config FILE`, with every secret that the file may name.
 pub(crate) fn command(subcommand: &str, configuration_file: &Path) -> Command {
     let mut command = Command::new(BINARY);
-    command.arg(subcommand).arg("--config").arg(configuration_file);
+    command.args(subcommand.split(' ')).arg("--config").arg(configuration_file);
     command.envs(ENVIRONMENT.iter().copied()).env("RUST_LOG", "info").stdin(Stdio::null()).kill_on_drop(true);
     command
 }
