@@ -109,6 +109,13 @@ pub async fn run(
     let filter = asked.filter();
     let all = archive.past_turn_count(&filter).await?;
     let (looked_at, spent) = (AtomicU64::new(book.run().turns), AtomicU64::new(book.run().tokens));
+    let reader = match reader {
+        Some(reader) => {
+            let (name, incarnation) = reader.stream();
+            archive.stream_number(name, incarnation).await?.map(|number| (reader, number))
+        }
+        None => None,
+    };
     let replay = Replay { archive, reader, candidate, incumbents, asked: &asked, stop, spent: &spent };
 
     let is_over =
@@ -174,7 +181,8 @@ fn is_in_sample(conversation: Uuid, percent: f64) -> bool {
 /// The runtime: everything that a turn is replayed with.
 struct Replay<'a> {
     archive: &'a Archive,
-    reader: Option<&'a Reader>,
+    /// With the number that the database has for its stream.
+    reader: Option<(&'a Reader, i64)>,
     candidate: Candidate,
     incumbents: BTreeMap<String, Candidate>,
     asked: &'a Asked,
@@ -254,10 +262,11 @@ impl Replay<'_> {
         mut everybody: impl Iterator<Item = &'c Candidate> + Clone,
     ) -> Result<TurnRequest, ReplayError> {
         let mut accepted = Vec::new();
-        if let Some(reader) = self.reader {
+        // On a stream made anew somebody else's messages are in the turn's places.
+        if let Some((reader, _)) = self.reader.filter(|(_, stream)| *stream == turn.stream) {
             for sequence in &turn.sequences {
                 let found = reader.envelope(*sequence).await?;
-                accepted.extend(found.filter(|envelope| envelope.key.bot == turn.conversation.key.bot));
+                accepted.extend(found.filter(|envelope| envelope.key == turn.conversation.key));
             }
         }
         let metadata = recording.metadata.clone().unwrap_or_else(|| turn.conversation.metadata.clone());

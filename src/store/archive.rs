@@ -48,7 +48,9 @@ pub struct PastTurn {
     pub state: TerminalState,
     /// The name of who decided it.
     pub responder: String,
-    /// Of its message on the inbound stream, and of those that it took in, in order.
+    /// The number of the inbound stream on which its messages were, see [`super::Store::stream_number`].
+    pub stream: i64,
+    /// Of its message there, and of those that it took in, in order.
     pub sequences: Vec<u64>,
     pub traceparent: Option<String>,
     pub timings: TurnTimings,
@@ -122,6 +124,14 @@ impl Archive {
     /// As [`StoreError::Query`].
     pub async fn is_migrated(&self) -> Result<bool, StoreError> {
         on!(self.is_migrated())
+    }
+
+    /// The number of a stream's incarnation; `None` when no turn can be of it.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn stream_number(&self, name: &str, incarnation: &str) -> Result<Option<i64>, StoreError> {
+        on!(self.find_stream_number(name, incarnation))
     }
 
     /// How many turns there are to look back at.

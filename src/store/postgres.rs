@@ -32,6 +32,8 @@ mod operator;
 mod outcomes;
 mod turns;
 
+const FIND_STREAM: &str = "SELECT id FROM streams WHERE name = $1 AND incarnation = $2";
+
 /// Set on every connection. No transaction of ours waits for anything between its statements, so one that does belongs to a
 /// process that is stopped or cut off, and must not keep a takeover waiting. A commit is durable when it returns, whatever
 /// the server's default.
@@ -108,15 +110,19 @@ impl Postgres {
 
     /// Looks first, because an insert that does nothing still uses up a number.
     pub(super) async fn stream_number(&self, name: &str, incarnation: &str) -> Result<i64, StoreError> {
-        const FIND: &str = "SELECT id FROM streams WHERE name = $1 AND incarnation = $2";
         const INSERT: &str = "INSERT INTO streams (name, incarnation) VALUES ($1, $2) ON CONFLICT DO NOTHING";
         let refused = refused("number a stream");
-        let find = || sqlx::query_scalar(FIND).bind(name).bind(incarnation);
-        if let Some(number) = find().fetch_optional(&self.pool).await.map_err(&refused)? {
+        if let Some(number) = self.find_stream_number(name, incarnation).await? {
             return Ok(number);
         }
         sqlx::query(INSERT).bind(name).bind(incarnation).execute(&self.pool).await.map_err(&refused)?;
-        find().fetch_one(&self.pool).await.map_err(&refused)
+        let found = sqlx::query_scalar(FIND_STREAM).bind(name).bind(incarnation).fetch_one(&self.pool).await;
+        found.map_err(&refused)
+    }
+
+    pub(super) async fn find_stream_number(&self, name: &str, incarnation: &str) -> Result<Option<i64>, StoreError> {
+        let found = sqlx::query_scalar(FIND_STREAM).bind(name).bind(incarnation).fetch_optional(&self.pool).await;
+        found.map_err(refused("look up a stream's number"))
     }
 
     pub(super) async fn take_over(

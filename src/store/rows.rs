@@ -393,6 +393,7 @@ pub(super) fn past_turn(row: &impl Columns) -> Result<PastTurn, StoreError> {
         conversation: conversation(row)?,
         state: word(row, "state")?,
         responder: text(row, "responder")?,
+        stream: number(row, "stream")?,
         sequences: vec![number(row, "sequence")?],
         traceparent: optional_text(row, "traceparent")?,
         timings: document(row, "timings")?.unwrap_or_default(),

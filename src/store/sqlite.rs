@@ -34,6 +34,8 @@ mod operator;
 mod outcomes;
 mod turns;
 
+const FIND_STREAM: &str = "SELECT id FROM streams WHERE name = $1 AND incarnation = $2";
+
 /// How long one process waits for another's write, which is a transaction of milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -106,15 +108,19 @@ impl Sqlite {
     }
 
     pub(super) async fn stream_number(&self, name: &str, incarnation: &str) -> Result<i64, StoreError> {
-        const FIND: &str = "SELECT id FROM streams WHERE name = $1 AND incarnation = $2";
         const INSERT: &str = "INSERT INTO streams (name, incarnation) VALUES ($1, $2) ON CONFLICT DO NOTHING";
         let refused = refused("number a stream");
-        let find = || sqlx::query_scalar(FIND).bind(name).bind(incarnation);
-        if let Some(number) = find().fetch_optional(&self.readers).await.map_err(&refused)? {
+        if let Some(number) = self.find_stream_number(name, incarnation).await? {
             return Ok(number);
         }
         sqlx::query(INSERT).bind(name).bind(incarnation).execute(&self.writer).await.map_err(&refused)?;
-        find().fetch_one(&self.readers).await.map_err(&refused)
+        let found = sqlx::query_scalar(FIND_STREAM).bind(name).bind(incarnation).fetch_one(&self.readers).await;
+        found.map_err(&refused)
+    }
+
+    pub(super) async fn find_stream_number(&self, name: &str, incarnation: &str) -> Result<Option<i64>, StoreError> {
+        let found = sqlx::query_scalar(FIND_STREAM).bind(name).bind(incarnation).fetch_optional(&self.readers).await;
+        found.map_err(refused("look up a stream's number"))
     }
 
     pub(super) async fn take_over(

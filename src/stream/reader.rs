@@ -18,6 +18,12 @@ impl Reader {
         Self { handle }
     }
 
+    /// The stream's name and incarnation: one made anew has other messages at its places.
+    #[must_use]
+    pub fn stream(&self) -> (&str, &str) {
+        (&self.handle.name, &self.handle.incarnation)
+    }
+
     /// What was accepted at a place; `None` when the stream has nothing there any more, or nothing that this version reads.
     ///
     /// # Errors

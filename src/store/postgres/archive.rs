@@ -25,7 +25,7 @@ impl Postgres {
         limit: usize,
     ) -> Result<Vec<PastTurn>, StoreError> {
         const LIST: &str = concat!(
-            "SELECT t.id AS turn_id, t.state, t.responder, t.sequence, t.traceparent, t.timings, t.received_at, r.record, ",
+            "SELECT t.id AS turn_id, t.state, t.responder, t.stream, t.sequence, t.traceparent, t.timings, t.received_at, r.record, ",
             conversation_columns!(),
             " ",
             rows::past_turns!()

@@ -26,7 +26,7 @@ impl Sqlite {
         limit: usize,
     ) -> Result<Vec<PastTurn>, StoreError> {
         const LIST: &str = concat!(
-            "SELECT t.id AS turn_id, t.state, t.responder, t.sequence, t.traceparent, t.timings, t.received_at, r.record, ",
+            "SELECT t.id AS turn_id, t.state, t.responder, t.stream, t.sequence, t.traceparent, t.timings, t.received_at, r.record, ",
             conversation_columns!(),
             " ",
             rows::past_turns!()
