@@ -10,7 +10,9 @@ use std::collections::HashSet;
 use serde::Serialize;
 
 use crate::message::{Channel, ConversationKey, Envelope, Timestamp};
-use crate::store::{Committed, ErasedRows, OperatorAction, OperatorVerb, Store, StoreError, UnendedMessage};
+use crate::store::{
+    Committed, ErasedRows, OperatorAction, OperatorVerb, PersonalData, Store, StoreError, UnendedMessage,
+};
 use crate::stream::{StreamError, StreamHandle, StreamMessage};
 
 /// Somebody who writes all the time is told so after as many rounds.
@@ -83,7 +85,7 @@ impl Erasure {
     /// # Errors
     /// See [`ErasureError`].
     pub async fn extent(&self, person: &Person) -> Result<Extent, ErasureError> {
-        let data = self.store.personal_data(person.channel, &person.bot, &person.id).await?;
+        let data = self.data(person).await?;
         let database = self.store.count_personal_data(&data).await?;
         let found = self.found(&data.keys).await?;
         let unanswered = self.unended(&found.inbound).await?.len() as u64;
@@ -122,7 +124,7 @@ impl Erasure {
 
     async fn round(&self, person: &Person) -> Result<Extent, ErasureError> {
         self.store.remove_spent_journals().await?;
-        let data = self.store.personal_data(person.channel, &person.bot, &person.id).await?;
+        let data = self.data(person).await?;
         let accepted = self.found(&data.keys).await?.inbound;
         let unended = self.unended(&accepted).await?;
         let database = self.store.erase(&data, &unended).await?;
@@ -132,6 +134,16 @@ impl Erasure {
         self.outbound.erase(&found.outbound).await?;
         self.dead.erase(&found.dead).await?;
         Ok(found.extent(database))
+    }
+
+    /// The person's chats and conversations. A chat of whose turns none has ended yet is on the streams only.
+    async fn data(&self, person: &Person) -> Result<PersonalData, ErasureError> {
+        let mut data = self.store.personal_data(person.channel, &person.bot, &person.id).await?;
+        for stream in [&self.inbound, &self.outbound, &self.dead] {
+            let peers = stream.peers_of_bot(person.channel, &person.bot).await?;
+            data.add_chats(peers.into_iter().filter(|peer| peer.is_business_of(&person.id)));
+        }
+        Ok(data)
     }
 
     async fn found(&self, keys: &[ConversationKey]) -> Result<Found, ErasureError> {

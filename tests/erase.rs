@@ -12,9 +12,10 @@ use async_nats::jetstream::stream::Stream;
 use futures_util::TryStreamExt as _;
 use serde_json::{Value, json};
 use support::ledger::Ledger;
+use support::process::CONSOLE_TOKEN;
 use support::responder::{Behaviour, answer, message};
 use support::scenario::{BOT, Backend, Deployment};
-use support::{PATIENCE, eventually};
+use support::{PATIENCE, eventually, http_client};
 use tempfile::TempDir;
 
 #[path = "support/contents.rs"]
@@ -63,6 +64,17 @@ async fn one_person_goes(backend: Backend) {
     deployment.model.wait_for_call(&message(ANN, 5), PATIENCE).await;
     deployment.telegram.send(ANN, &message(ANN, 6));
     deployment.telegram.all_taken(PATIENCE).await;
+    // What operators do to her chat names her, too.
+    let chat = format!("telegram.{BOT}.user-{ANN}");
+    let paused = deployment.turnwise.run("holds pause", &["--conversation", &chat]).await;
+    assert!(paused.status.success(), "{}", String::from_utf8_lossy(&paused.stderr));
+    for conversation in [chat, format!("user-{ANN}")] {
+        let which =
+            json!({ "for_reason": "none", "conversation": conversation, "reason": "a test", "confirmed": "yes" });
+        let discard = http_client().post(deployment.turnwise.url("/console/dead-letters/discard"));
+        let answer = discard.bearer_auth(CONSOLE_TOKEN).header("Accept", "application/json").json(&which).send().await;
+        assert!(answer.unwrap().status().is_success(), "a filter that nothing matches");
+    }
     let before = (contents::contents(deployment.database_url()).await["messages"].clone(), subjects(&deployment).await);
 
     let person = ANN.to_string();
@@ -96,8 +108,12 @@ async fn one_person_goes(backend: Backend) {
     let texts = deployment.telegram.log(|log| log.texts(ANN));
     assert!(!texts.contains(&answer(ANN, 5)) && !texts.contains(&answer(ANN, 6)), "{texts:?}");
     nothing_of_ann(&deployment, deployment.database_url()).await;
-    let actions = deployment.ledger.operator_actions().await;
-    assert_eq!(actions, [("erase_person".to_owned(), BOT.to_owned(), Some("was asked to".to_owned()))]);
+    let (mut actions, a_test) = (deployment.ledger.operator_actions().await, || Some("a test".to_owned()));
+    actions.sort();
+    let discarded = ("discard_dead_letters".to_owned(), "reason none, conversation user-erased".to_owned(), a_test());
+    let erased = ("erase_person".to_owned(), BOT.to_owned(), Some("was asked to".to_owned()));
+    let paused = ("pause_turns".to_owned(), "conversation user-erased".to_owned(), None);
+    assert_eq!(actions, [discarded.clone(), discarded, erased, paused]);
 
     // Nothing comes back: not by a redelivery, not by a rebuild, and the next message begins anew.
     deployment.turnwise.kill9().await;
@@ -125,6 +141,11 @@ async fn one_person_goes(backend: Backend) {
 
 /// Neither the database nor a stream knows of any message of hers, nor of her.
 async fn nothing_of_ann(deployment: &Deployment, url: &str) {
+    nothing_of_ann_with(deployment, url, 2).await;
+}
+
+/// The same where the streams have so many subjects of somebody else.
+async fn nothing_of_ann_with(deployment: &Deployment, url: &str, others: usize) {
     let (rows, subjects) = (contents::rows(url).await, subjects(deployment).await);
     let of_ann = |text: &&String| text.contains(&format!("chat={ANN} ")) || text.contains(&format!("user-{ANN}"));
     assert_eq!(subjects.iter().filter(of_ann).collect::<Vec<_>>(), Vec::<&String>::new(), "on the streams");
@@ -133,7 +154,49 @@ async fn nothing_of_ann(deployment: &Deployment, url: &str) {
         assert!(found.is_empty(), "{table}: {found:#?}");
     }
     let of_bob = subjects.iter().filter(|subject| subject.contains(&format!("user-{BOB}"))).count();
-    assert_eq!(of_bob, 2, "somebody else's messages stay: {subjects:?}");
+    assert_eq!(of_bob, others, "somebody else's messages stay: {subjects:?}");
+}
+
+/// Chats with business accounts are the person's, too, whatever the account; also one of which no turn has ended yet.
+async fn business_chats_go(backend: Backend) {
+    let mut deployment = Deployment::start(backend, Behaviour::default(), |configuration| {
+        configuration.set(&format!("bots.{BOT}"), "business", "true");
+    })
+    .await;
+    let say = |chat: i64, connection: &str, n: u32| {
+        let mut content = deployment.telegram.update(chat, &message(chat, n))["message"].clone();
+        content["business_connection_id"] = json!(connection);
+        deployment.telegram.happen(chat, "business_message", &content);
+    };
+    deployment.model.hold(&message(ANN, 2));
+    say(ANN, "shop", 1);
+    say(BOB, "shop", 1);
+    deployment.telegram.send(BOB, &message(BOB, 2));
+    deployment.settled(3, PATIENCE).await;
+    say(ANN, "other_shop", 2);
+    deployment.model.wait_for_call(&message(ANN, 2), PATIENCE).await;
+    let (code, erased, stderr) = erase(&deployment, &ANN.to_string(), &["--yes"]).await;
+    assert_eq!((code, &erased["inbound"]), (Some(0), &json!(2)), "{stderr}");
+    let rows = &erased["database"];
+    assert_eq!((&rows["conversations"], &rows["unanswered"]), (&json!(1), &json!(1)), "{erased:#}");
+    deployment.model.release(&message(ANN, 2));
+    deployment.settled(4, PATIENCE).await;
+    deployment.turnwise.terminate().await;
+    deployment.turnwise.assert_audit_clean().await;
+    assert_eq!(deployment.telegram.log(|log| log.texts(ANN)), [answer(ANN, 1)]);
+    let histories = deployment.ledger.histories().await;
+    assert_eq!(histories.len(), 2, "{histories:?}");
+    nothing_of_ann_with(&deployment, deployment.database_url(), 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn business_chats_go_on_sqlite() {
+    business_chats_go(Backend::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn business_chats_go_on_postgres() {
+    business_chats_go(Backend::Postgres).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

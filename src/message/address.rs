@@ -31,6 +31,14 @@ pub enum Peer {
     Bot,
 }
 
+impl Peer {
+    /// Whether this is the chat of this person with somebody's business account.
+    #[must_use]
+    pub fn is_business_of(&self, person: &str) -> bool {
+        matches!(self, Self::Business { user, .. } if user == person)
+    }
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

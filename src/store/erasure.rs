@@ -4,6 +4,8 @@
 //! accepted and has not ended ends with the erasure, in the same transaction, so that a turn that runs meanwhile can commit
 //! nothing; what stays of a turn names nobody.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -30,6 +32,20 @@ pub struct PersonalData {
 }
 
 impl PersonalData {
+    /// More chats of the person, each of which counts once.
+    pub fn add_chats(&mut self, peers: impl IntoIterator<Item = Peer>) {
+        let bot: Arc<str> = self.bot.as_str().into();
+        let key = |peer| ConversationKey { channel: self.channel, bot: Arc::clone(&bot), peer };
+        self.keys.extend(peers.into_iter().map(key));
+        self.keys.sort();
+        self.keys.dedup();
+    }
+
+    /// The chats as operators name them: in full, or by the peer alone.
+    pub(super) fn names(&self) -> impl Iterator<Item = String> {
+        self.keys.iter().flat_map(|key| [key.to_string(), key.peer.to_string()])
+    }
+
     pub(super) fn peers(&self) -> Vec<String> {
         self.keys.iter().map(|key| key.peer.to_string()).collect()
     }
@@ -80,6 +96,30 @@ impl ErasedRows {
 pub(super) const REMOVE_SPENT: &str =
     "DELETE FROM turn_journal WHERE EXISTS (SELECT 1 FROM turns t WHERE t.id = turn_journal.turn_id)";
 
+/// A chat's pause names it.
+pub(super) const UNHOLD: &str = "DELETE FROM holds WHERE scope = 'conversation' AND target = $1";
+
+/// Where a chat is named at the end of a text, as whole words.
+pub(super) const UNNAME_IN_TEXTS: [&str; 2] = [
+    "UPDATE operator_actions SET target = substr(target, 1, length(target) - length($1)) || $2 \
+         WHERE substr(' ' || target, length(target) - length($1) + 1) = ' ' || $1",
+    "UPDATE dead_letter_jobs SET selection = substr(selection, 1, length(selection) - length($1)) || $2 \
+         WHERE substr(' ' || selection, length(selection) - length($1) + 1) = ' ' || $1",
+];
+
+/// The other ends of a bot's chats that are spelt alike, wherever the database has any.
+pub(super) const PEERS_LIKE: &str = "SELECT peer FROM conversations WHERE channel = $1 AND bot = $2 AND peer LIKE $3 ESCAPE '!' \
+     UNION SELECT peer FROM turns WHERE channel = $1 AND bot = $2 AND peer LIKE $3 ESCAPE '!' \
+     UNION SELECT peer FROM chats WHERE channel = $1 AND bot = $2 AND peer LIKE $3 ESCAPE '!' \
+     UNION SELECT peer FROM feedback WHERE channel = $1 AND bot = $2 AND peer LIKE $3 ESCAPE '!'";
+
+/// What a person's chats with business accounts are spelt like, for [`PEERS_LIKE`]. Others may be, too. Of the two wildcards, no
+/// peer is spelt with `%`.
+fn business_pattern(person: &str) -> String {
+    let nobody = Peer::Business { connection: String::new(), user: person.to_owned() }.to_string();
+    nobody.replacen('-', "-%", 1).replace('_', "!_")
+}
+
 /// The timings of a turn that never ran.
 pub(super) fn no_timings() -> serde_json::Value {
     serde_json::json!(TurnTimings::default())
@@ -87,25 +127,25 @@ pub(super) fn no_timings() -> serde_json::Value {
 
 /// Taking a person's data out.
 impl Store {
-    /// The chats and conversations of a person: the private chat of this id, and what a device of this id began. Reads every
-    /// conversation.
+    /// The chats and conversations of a person: the private chat of this id, those with business accounts, and what a device of this
+    /// id began. Reads every conversation, and every turn of the bot.
     ///
     /// # Errors
     /// As [`StoreError::Query`].
     pub async fn personal_data(&self, channel: Channel, bot: &str, person: &str) -> Result<PersonalData, StoreError> {
         let chat = Peer::User(person.to_owned());
-        let found = on!(unbounded self.conversations_of_person(channel, bot, &chat.to_string(), person))?;
-        let key = |peer| ConversationKey { channel, bot: bot.into(), peer };
-        let mut keys = vec![key(chat)];
-        let mut conversations = Vec::new();
-        for (id, peer) in found {
-            conversations.push(id);
-            // A device's conversations are chats of their own.
-            keys.extend([peer, Peer::Conversation(id)].map(key));
-        }
-        keys.sort_by_key(|key| key.peer.to_string());
-        keys.dedup();
-        Ok(PersonalData { channel, bot: bot.to_owned(), person: person.to_owned(), keys, conversations })
+        let alike = on!(unbounded self.peers_like(channel, bot, &business_pattern(person)))?;
+        let mut chats: Vec<Peer> = alike.into_iter().filter(|peer| peer.is_business_of(person)).collect();
+        chats.push(chat);
+        let peers: Vec<String> = chats.iter().map(Peer::to_string).collect();
+        let found = on!(unbounded self.conversations_of_person(channel, bot, &peers, person))?;
+        let (keys, person) = (Vec::new(), person.to_owned());
+        let mut data = PersonalData { channel, bot: bot.to_owned(), person, keys, conversations: Vec::new() };
+        data.add_chats(chats);
+        // A device's conversations are chats of their own.
+        data.add_chats(found.iter().flat_map(|(id, peer)| [peer.clone(), Peer::Conversation(*id)]));
+        data.conversations.extend(found.into_iter().map(|(id, _)| id));
+        Ok(data)
     }
 
     /// Takes a person's data out in one transaction: conversations with their messages, deliveries, records, journals and

@@ -1,11 +1,15 @@
-//! Everything that a stream holds of one chat, and its removal.
+//! Everything that a stream holds of one chat, which chats there are, and the removal of messages.
 //!
 //! Refuses to decide whether a message may go. Invariant: what is removed is overwritten where it lay (JetStream's secure delete,
 //! ADR-1: a deletion without `no_erase`), on every replica; other chats' messages are not touched.
 
+use std::collections::BTreeSet;
+
+use futures_util::TryStreamExt as _;
+
 use super::page::PageOf;
-use super::{StreamError, StreamHandle, StreamMessage};
-use crate::message::ConversationKey;
+use super::{StreamError, StreamHandle, StreamMessage, refused};
+use crate::message::{Channel, ConversationKey, Peer, escape};
 
 /// Messages read at once; at some kilobytes each, a few megabytes.
 const PAGE: usize = 1_000;
@@ -32,6 +36,22 @@ impl StreamHandle {
                 None => return Ok(messages),
             }
         }
+    }
+
+    /// The other ends of a bot's chats that have messages here.
+    ///
+    /// # Errors
+    /// When JetStream does not answer.
+    pub(crate) async fn peers_of_bot(&self, channel: Channel, bot: &str) -> Result<BTreeSet<Peer>, StreamError> {
+        let what = || format!("list the chats on {}", self.name);
+        let all = self.connection.names.all_subjects(self.lane);
+        let subject = format!("{}*.{channel}.{}.*", all.trim_end_matches('>'), escape(bot));
+        let stream = self.connection.jetstream.get_stream_no_info(&self.name).await;
+        let stream = stream.map_err(|error| refused(what(), error))?;
+        let subjects = stream.info_with_subjects(subject).await.map_err(|error| refused(what(), error))?;
+        let subjects = subjects.map_err(|error| refused(what(), error));
+        let peer = |(subject, _): (String, usize)| subject.rsplit('.').next().and_then(|peer| peer.parse().ok());
+        subjects.try_filter_map(|found| std::future::ready(Ok(peer(found)))).try_collect().await
     }
 
     /// Removes messages for good; those that are gone already are fine.

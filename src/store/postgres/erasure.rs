@@ -2,26 +2,42 @@
 //!
 //! Invariant: the conversations are locked first, so a turn that commits meanwhile is found whole, or finds nothing.
 
-use sqlx::{Executor, Postgres as Database};
+use sqlx::{Executor, PgConnection, Postgres as Database};
 use uuid::Uuid;
 
 use super::Postgres;
 use crate::message::{Channel, Peer, Timestamp};
-use crate::store::erasure::{ERASED, ERASED_PEER, REMOVE_SPENT, no_timings};
+use crate::store::erasure::{ERASED, ERASED_PEER, PEERS_LIKE, REMOVE_SPENT, UNHOLD, UNNAME_IN_TEXTS, no_timings};
 use crate::store::error::refused;
 use crate::store::{BATCH_ROWS, ErasedRows, PersonalData, StoreError, UnendedMessage, rows};
 
 impl Postgres {
+    pub(in crate::store) async fn peers_like(
+        &self,
+        channel: Channel,
+        bot: &str,
+        pattern: &str,
+    ) -> Result<Vec<Peer>, StoreError> {
+        let refused = refused("find a person's chats");
+        let mut transaction = self.pool.begin().await.map_err(&refused)?;
+        // A scan of the ledger takes as long as it takes; it locks nothing.
+        sqlx::query("SET LOCAL statement_timeout = 0").execute(&mut *transaction).await.map_err(&refused)?;
+        let query = sqlx::query(PEERS_LIKE).bind(channel.as_str()).bind(bot).bind(pattern);
+        let found = query.fetch_all(&mut *transaction).await.map_err(&refused)?;
+        transaction.commit().await.map_err(&refused)?;
+        found.iter().map(|row| rows::word(row, "peer")).collect()
+    }
+
     pub(in crate::store) async fn conversations_of_person(
         &self,
         channel: Channel,
         bot: &str,
-        peer: &str,
+        peers: &[String],
         device: &str,
     ) -> Result<Vec<(Uuid, Peer)>, StoreError> {
         const FIND: &str = "SELECT id, peer FROM conversations \
-             WHERE channel = $1 AND bot = $2 AND (peer = $3 OR device_id = $4) ORDER BY id";
-        let query = sqlx::query(FIND).bind(channel.as_str()).bind(bot).bind(peer).bind(device);
+             WHERE channel = $1 AND bot = $2 AND (peer = ANY($3) OR device_id = $4) ORDER BY id";
+        let query = sqlx::query(FIND).bind(channel.as_str()).bind(bot).bind(peers).bind(device);
         let found = query.fetch_all(&self.pool).await.map_err(refused("find a person's conversations"))?;
         found.iter().map(|row| Ok((rows::uuid(row, "id")?, rows::word(row, "peer")?))).collect()
     }
@@ -114,6 +130,7 @@ impl Postgres {
         let reactions = sqlx::query("DELETE FROM feedback WHERE channel = $1 AND bot = $2 AND sender = $3");
         let reactions = reactions.bind(data.channel.as_str()).bind(&data.bot).bind(&data.person);
         erased.reactions += reactions.execute(&mut *transaction).await.map_err(&refused)?.rows_affected();
+        unname(&mut transaction, data).await.map_err(&refused)?;
         transaction.commit().await.map_err(&refused)?;
         Ok(erased)
     }
@@ -155,4 +172,15 @@ impl Postgres {
             .bind(&data.conversations);
         query.fetch_all(executor).await.map_err(refused("find a person's turns"))
     }
+}
+
+/// What operators did to the person's chats stays, of nobody; a pause ends.
+async fn unname(connection: &mut PgConnection, data: &PersonalData) -> sqlx::Result<()> {
+    for name in data.names() {
+        sqlx::query(UNHOLD).bind(&name).execute(&mut *connection).await?;
+        for statement in UNNAME_IN_TEXTS {
+            sqlx::query(statement).bind(&name).bind(ERASED_PEER).execute(&mut *connection).await?;
+        }
+    }
+    Ok(())
 }
