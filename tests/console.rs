@@ -130,8 +130,16 @@ async fn from_a_message_id_to_the_reason_and_its_answer(backend: Backend) {
     let which = json!({ "bot": BOT, "for_reason": "responder" });
     let (status, plan) = act(&deployment, "/console/dead-letters/redrive", which.clone()).await;
     assert_eq!((status, &plan["plan"]["dead_letters"]), (StatusCode::OK, &json!(1)), "{plan:#}");
+    // One that comes between the count and the word is not meant.
+    deployment.model.always_fail(&message(OTHER, 1));
+    deployment.telegram.send(OTHER, &message(OTHER, 1));
+    deployment.settled(4, PATIENCE).await;
     deployment.model.mend();
-    let confirmed = json!({ "bot": BOT, "for_reason": "responder", "confirmed": "yes" });
+    let mut confirmed = json!({ "bot": BOT, "for_reason": "responder", "confirmed": "yes" });
+    let (status, refused) = act(&deployment, "/console/dead-letters/redrive", confirmed.clone()).await;
+    let fault = &refused["errors"][0]["field"];
+    assert_eq!((status, fault), (StatusCode::UNPROCESSABLE_ENTITY, &json!("until")), "{refused:#}");
+    confirmed["until"] = plan["until"].clone();
     done(&deployment, "/console/dead-letters/redrive", confirmed).await;
     let job = eventually("the job to be done", PATIENCE, async || {
         let letters = look(&deployment, "/console/dead-letters").await;
@@ -139,6 +147,7 @@ async fn from_a_message_id_to_the_reason_and_its_answer(backend: Backend) {
     })
     .await;
     assert_eq!((&job["seen"], &job["outcome"]), (&json!(1), &json!("1 redriven")), "{job:#}");
+    assert_eq!(look(&deployment, "/console/dead-letters").await["matching"], 1);
     let texts = deployment.telegram.wait_for_texts(CHAT, 3, PATIENCE).await;
     assert_eq!(texts, [1, 3, 2].map(|n| answer(CHAT, n)));
     let log = look(&deployment, "/console/audit").await;
@@ -146,7 +155,7 @@ async fn from_a_message_id_to_the_reason_and_its_answer(backend: Backend) {
     assert!(verbs.contains(&"redrive_dead_letters") && verbs.contains(&"redrive_dead_letter"), "{log:#}");
 
     let overview = look(&deployment, "/console").await;
-    assert_eq!(overview["totals"], json!({ "answered": 3, "dead_lettered": 1 }), "{overview:#}");
+    assert_eq!(overview["totals"], json!({ "answered": 3, "dead_lettered": 2 }), "{overview:#}");
     let partitions = overview["partitions"].as_array().unwrap();
     assert!(partitions.len() == 8 && partitions.iter().all(|line| line["owner"].is_string()), "{overview:#}");
     deployment.turnwise.terminate().await;
