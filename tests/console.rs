@@ -127,6 +127,10 @@ async fn from_a_message_id_to_the_reason_and_its_answer(backend: Backend) {
     assert!(["queue", "lane", "responder", "commit", "egress"].iter().all(|kind| kinds.contains(kind)), "{turn:#}");
 
     // Everything that matches the filter: counted first, then done.
+    let misspelt = json!({ "bot": BOT, "for_reasons": "responder" });
+    let (status, refused) = act(&deployment, "/console/dead-letters/redrive", misspelt).await;
+    let fault = &refused["errors"][0]["field"];
+    assert_eq!((status, fault), (StatusCode::UNPROCESSABLE_ENTITY, &json!("for_reasons")), "{refused:#}");
     let which = json!({ "bot": BOT, "for_reason": "responder" });
     let (status, plan) = act(&deployment, "/console/dead-letters/redrive", which.clone()).await;
     assert_eq!((status, &plan["plan"]["dead_letters"]), (StatusCode::OK, &json!(1)), "{plan:#}");

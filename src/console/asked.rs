@@ -160,6 +160,19 @@ impl Action {
         self.fields.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
     }
 
+    /// Refuses an action that says more than is understood, which would do less or more than was meant.
+    ///
+    /// # Errors
+    /// 422 that names the first field that is none of these.
+    pub(super) fn only(&self, known: &[&str]) -> Result<(), Problem> {
+        let mut names = self.fields.keys().map(String::as_str);
+        let unknown = names.find(|name| *name != FORM_TOKEN && !known.contains(name));
+        unknown.map_or(Ok(()), |name| {
+            let detail = format!("is not known here; there are {}.", known.join(", "));
+            Err(Problem::field(422, name, detail))
+        })
+    }
+
     /// # Errors
     /// 422 that names the field.
     pub(super) fn required(&self, name: &str) -> Result<&str, Problem> {

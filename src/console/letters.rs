@@ -32,6 +32,9 @@ const LISTED: usize = 100;
 /// Conversations that a plan names.
 const PLACES: usize = 20;
 
+/// What an action says: which letters, why, and that it is meant.
+const FIELDS: [&str; 6] = ["bot", "for_reason", "conversation", "reason", "confirmed", "until"];
+
 /// Which letters are meant, in the words of a form.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Which {
@@ -159,6 +162,8 @@ pub(super) async fn discard(State(console): State<Arc<Console>>, action: Action)
 async fn work(console: &Arc<Console>, verb: JobVerb, action: Action) -> Response {
     let which = Which::of(|name| action.field(name));
     let prepared = async {
+        // A filter that is misspelt would mean every letter.
+        action.only(&FIELDS)?;
         if verb == JobVerb::Discard {
             action.required("reason")?;
         }
