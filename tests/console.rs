@@ -206,6 +206,10 @@ async fn a_paused_conversation_waits_in_the_stream_and_holds_up_no_other() {
     assert_eq!(waiting.len(), last as usize - answered, "{timeline:#}");
     let why = waiting[0]["why"].as_str().unwrap();
     assert!(why.contains("was paused by operator") && why.contains("(a test)"), "{why}");
+    // A reply would wait with the rest, so none is taken.
+    let reply = format!("/console/conversations/{}/reply", timeline["conversation"]["id"].as_str().unwrap());
+    let (status, refused) = act(&deployment, &reply, json!({ "content": "Kim here." })).await;
+    assert_eq!((status, &refused["type"]), (StatusCode::CONFLICT, &json!("urn:turnwise:problem:paused")), "{refused:#}");
     let overview = look(&deployment, "/console").await;
     assert!(overview["oldest_unprocessed_seconds"].is_u64() && overview["holds"] == 1, "{overview:#}");
 
