@@ -107,6 +107,10 @@ async fn from_a_message_id_to_the_reason_and_its_answer(backend: Backend) {
         assert!(why.starts_with("Given up after 2 attempts: responder:") && why.contains("500"), "{why}");
         assert!(found["note"].as_str().unwrap().contains("stream"), "{found:#}");
     }
+    let nul = http_client().get(deployment.turnwise.url("/console/conversations.json?q=31%00")).bearer_auth(READ_TOKEN);
+    let refused = nul.send().await.unwrap();
+    assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(refused.json::<Value>().await.unwrap()["errors"][0]["field"], "q");
     let key = format!("telegram.{BOT}.user-{CHAT}");
     let by_chat = look(&deployment, &format!("/console/conversations?q={CHAT}")).await;
     assert_eq!(by_chat["conversations"][0]["name"], key, "{by_chat:#}");

@@ -77,7 +77,12 @@ impl FromRequestParts<Arc<Console>> for Asked {
             Err(refusal) => return Err(refusal.problem().into_response()),
         };
         let query = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
-        Ok(Self { who, format, place, query: query.into_owned().collect() })
+        let query: BTreeMap<String, String> = query.into_owned().collect();
+        // PostgreSQL has no text with it, SQLite has; nobody types it.
+        if let Some((name, _)) = query.iter().find(|(_, value)| value.contains('\0')) {
+            return Err(page::problem(format, Problem::field(422, name, "must not have the character NUL.")));
+        }
+        Ok(Self { who, format, place, query })
     }
 }
 
