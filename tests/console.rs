@@ -213,7 +213,11 @@ async fn a_paused_conversation_waits_in_the_stream_and_holds_up_no_other() {
     // A reply would wait with the rest, so none is taken.
     let reply = format!("/console/conversations/{}/reply", timeline["conversation"]["id"].as_str().unwrap());
     let (status, refused) = act(&deployment, &reply, json!({ "content": "Kim here." })).await;
-    assert_eq!((status, &refused["type"]), (StatusCode::CONFLICT, &json!("urn:turnwise:problem:paused")), "{refused:#}");
+    assert_eq!(
+        (status, &refused["type"]),
+        (StatusCode::CONFLICT, &json!("urn:turnwise:problem:paused")),
+        "{refused:#}"
+    );
     let overview = look(&deployment, "/console").await;
     assert!(overview["oldest_unprocessed_seconds"].is_u64() && overview["holds"] == 1, "{overview:#}");
 

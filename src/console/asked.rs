@@ -230,9 +230,7 @@ pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
 pub(super) async fn whole(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
     match tokio::time::timeout(FORM_TIMEOUT, axum::body::to_bytes(body, bytes_max)).await {
         Ok(Ok(body)) => Ok(body),
-        Ok(Err(_)) | Err(_) => {
-            Err(Problem::new(413, "too-large", "The form is too large, or did not arrive whole."))
-        }
+        Ok(Err(_)) | Err(_) => Err(Problem::new(413, "too-large", "The form is too large, or did not arrive whole.")),
     }
 }
 

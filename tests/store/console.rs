@@ -41,7 +41,8 @@ const MANY: usize = 1_001;
 
 async fn workers_know_every_hold(database: &Database) {
     let store = &database.store;
-    let hold = |scope, target: String, seconds| Hold { scope, target, actor: None, reason: None, created_at: at(seconds) };
+    let hold =
+        |scope, target: String, seconds| Hold { scope, target, actor: None, reason: None, created_at: at(seconds) };
     for user in 0..MANY {
         let conversation = hold(HoldScope::Conversation, format!("telegram.support.user-{user}"), 1);
         store.put_hold(&conversation).await.unwrap();
