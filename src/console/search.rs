@@ -167,7 +167,7 @@ impl Console {
                 self.messages(&id, None, &mut page).await?;
                 if reads_stream && page.messages.is_empty() {
                     let looked = self.look_through_newest(&id).await?;
-                    self.streamed(&id, looked, &mut page).await?;
+                    self.add_streamed(&id, looked, &mut page).await?;
                 }
             }
             Some(Named::MessageOf { chat, message }) => {
@@ -176,7 +176,7 @@ impl Console {
                 self.messages(&message, Some(&peers), &mut page).await?;
                 if reads_stream && page.messages.is_empty() {
                     let looked = self.look_through_chats(&message, &peers).await?;
-                    self.streamed(&message, looked, &mut page).await?;
+                    self.add_streamed(&message, looked, &mut page).await?;
                 }
             }
         }
@@ -216,7 +216,7 @@ impl Console {
     }
 
     /// Those that were found on the stream, because they have no place in any history.
-    async fn streamed(
+    async fn add_streamed(
         &self,
         id: &str,
         (streamed, note): (Vec<Streamed>, String),
