@@ -271,7 +271,11 @@ fn a_share_that_grows_is_used_at_once() {
     };
     let told: Vec<Permission> = (0..100).map(|id| ask(&mut governor, id, start)).collect();
     let soon = |permission: &&Permission| matches!(permission, Permission::At(at) if *at <= start + 5 * second);
-    assert_eq!(told.iter().filter(soon).count(), 99, "places are up to three minutes away, and looked after until then");
+    assert_eq!(
+        told.iter().filter(soon).count(),
+        99,
+        "places are up to three minutes away, and looked after until then"
+    );
     governor.share(64, 64);
     let later = start + 5 * second;
     let places = (1..100).filter_map(|id| match ask(&mut governor, id, later) {
