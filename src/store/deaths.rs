@@ -19,6 +19,14 @@ impl Store {
         on!(self.charge_deaths(dedupe_ids, owner))
     }
 
+    /// How many deaths messages have seen, those that have seen any.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn deaths(&self, dedupe_ids: &[String]) -> Result<Vec<(String, u32)>, StoreError> {
+        on!(self.deaths(dedupe_ids))
+    }
+
     /// Notes that a message that has seen deaths is being worked on, or is not any more, though it has not ended.
     ///
     /// # Errors

@@ -111,10 +111,19 @@ impl Suspects {
 }
 
 impl Turns {
-    /// The owner before died, and may have been working on these.
-    pub(super) async fn suspect(&self, ownership: &Ownership, heads: &[Arc<StreamMessage>]) -> Result<(), StoreError> {
+    /// The owner before left these behind. If it died, it may have been working on them; if not, what is known of them is learnt.
+    pub(super) async fn suspect(
+        &self,
+        ownership: &Ownership,
+        heads: &[Arc<StreamMessage>],
+        after_death: bool,
+    ) -> Result<(), StoreError> {
         let ids: Vec<String> = heads.iter().map(|message| message.message_id.clone()).collect();
-        match self.store.charge_deaths(&ids, ownership).await {
+        let known = match after_death {
+            true => self.store.charge_deaths(&ids, ownership).await,
+            false => self.store.deaths(&ids).await,
+        };
+        match known {
             Ok(charged) => {
                 self.suspects.learn(charged);
                 Ok(())

@@ -28,6 +28,8 @@ async fn deaths_are_charged_to_what_was_worked_on(database: &Database) {
     assert!(matches!(store.note_begun("beside", true, &before).await, Err(StoreError::Fenced)));
     assert_eq!(store.charge_deaths(&ids[1..], &owner).await.unwrap(), [("beside".to_owned(), 2)]);
     assert_eq!(store.charge_deaths(&[], &owner).await.unwrap(), []);
+    let asked = [ids[0].clone(), "unknown".to_owned()];
+    assert_eq!(store.deaths(&asked).await.unwrap(), [("killer".to_owned(), 5)]);
 }
 
 async fn what_has_ended_is_forgotten(database: &Database) {

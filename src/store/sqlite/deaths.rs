@@ -33,6 +33,14 @@ impl Sqlite {
         charged.iter().map(|row| Ok((rows::text(row, "dedupe_id")?, rows::number(row, "deaths")?))).collect()
     }
 
+    pub(in crate::store) async fn deaths(&self, dedupe_ids: &[String]) -> Result<Vec<(String, u32)>, StoreError> {
+        const FIND: &str = "SELECT dedupe_id, deaths FROM process_deaths \
+             WHERE dedupe_id IN (SELECT value FROM json_each($1))";
+        let found = sqlx::query(FIND).bind(Json(dedupe_ids)).fetch_all(&self.readers).await;
+        let found = found.map_err(refused("look up deaths of processes"))?;
+        found.iter().map(|row| Ok((rows::text(row, "dedupe_id")?, rows::number(row, "deaths")?))).collect()
+    }
+
     pub(in crate::store) async fn note_begun(
         &self,
         dedupe_id: &str,
