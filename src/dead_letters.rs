@@ -134,12 +134,13 @@ impl DeadLetters {
         }))
     }
 
-    /// What a selection comes to. Changes nothing.
+    /// What a selection comes to; with `until`, without the letters behind that place of an earlier plan. Changes nothing.
     ///
     /// # Errors
     /// See [`DeadLetterError`].
-    pub async fn plan(&self, selection: &Selection) -> Result<Plan, DeadLetterError> {
-        let mut plan = Plan { until: self.last().await?, ..Plan::default() };
+    pub async fn plan(&self, selection: &Selection, until: Option<u64>) -> Result<Plan, DeadLetterError> {
+        let last = self.last().await?;
+        let mut plan = Plan { until: until.map_or(last, |until| until.min(last)), ..Plan::default() };
         let mut lanes: BTreeMap<Arc<str>, u64> = BTreeMap::new();
         let mut found = BTreeSet::new();
         let mut pages = self.pages(selection, plan.until);

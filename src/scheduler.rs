@@ -143,12 +143,17 @@ pub trait Work: Send + Sync + 'static {
     /// finished, in bulk.
     async fn settled(&self, messages: &[Arc<StreamMessage>]) -> Result<Vec<Self::Receipt>, StoreError>;
 
-    /// Told of messages of a partition whose owner before died: each the first of its lane that is not done, so it may have been
-    /// worked on at that moment. Before they are admitted.
+    /// Told of what the owner before left behind in a partition: each the first message of its lane that is not done. If the
+    /// owner died, it may have been worked on at that moment. Before they are admitted.
     ///
     /// # Errors
-    /// When it cannot be recorded; it is told again.
-    async fn outlived(&self, _ownership: &Ownership, _heads: &[Arc<StreamMessage>]) -> Result<(), StoreError> {
+    /// When it cannot be recorded, or what was recorded cannot be read; it is told again.
+    async fn outlived(
+        &self,
+        _ownership: &Ownership,
+        _heads: &[Arc<StreamMessage>],
+        _after_death: bool,
+    ) -> Result<(), StoreError> {
         Ok(())
     }
 

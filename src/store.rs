@@ -475,6 +475,19 @@ impl Store {
         on!(self.messages(conversation_id, before_ordinal, limit))
     }
 
+    /// The oldest messages behind an ordinal, oldest of them first; at most [`PAGE_ROWS_MAX`].
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn messages_after(
+        &self,
+        conversation_id: Uuid,
+        after_ordinal: i64,
+        limit: u32,
+    ) -> Result<Vec<StoredMessage>, StoreError> {
+        on!(self.messages_after(conversation_id, after_ordinal, limit))
+    }
+
     /// Appends messages outside of any turn, all or none, with the next ordinals. `None` when there is no such conversation.
     /// Where the first one is stored already, nothing is written, and what was stored with it is the answer.
     ///

@@ -103,8 +103,13 @@ impl Work for Turns {
         Ok(settled)
     }
 
-    async fn outlived(&self, ownership: &Ownership, heads: &[Arc<StreamMessage>]) -> Result<(), StoreError> {
-        self.suspect(ownership, heads).await
+    async fn outlived(
+        &self,
+        ownership: &Ownership,
+        heads: &[Arc<StreamMessage>],
+        after_death: bool,
+    ) -> Result<(), StoreError> {
+        self.suspect(ownership, heads, after_death).await
     }
 
     fn label(&self, message: &StreamMessage) -> Label {

@@ -107,6 +107,10 @@ async fn from_a_message_id_to_the_reason_and_its_answer(backend: Backend) {
         assert!(why.starts_with("Given up after 2 attempts: responder:") && why.contains("500"), "{why}");
         assert!(found["note"].as_str().unwrap().contains("stream"), "{found:#}");
     }
+    let nul = http_client().get(deployment.turnwise.url("/console/conversations.json?q=31%00")).bearer_auth(READ_TOKEN);
+    let refused = nul.send().await.unwrap();
+    assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(refused.json::<Value>().await.unwrap()["errors"][0]["field"], "q");
     let key = format!("telegram.{BOT}.user-{CHAT}");
     let by_chat = look(&deployment, &format!("/console/conversations?q={CHAT}")).await;
     assert_eq!(by_chat["conversations"][0]["name"], key, "{by_chat:#}");
@@ -127,11 +131,23 @@ async fn from_a_message_id_to_the_reason_and_its_answer(backend: Backend) {
     assert!(["queue", "lane", "responder", "commit", "egress"].iter().all(|kind| kinds.contains(kind)), "{turn:#}");
 
     // Everything that matches the filter: counted first, then done.
+    let misspelt = json!({ "bot": BOT, "for_reasons": "responder" });
+    let (status, refused) = act(&deployment, "/console/dead-letters/redrive", misspelt).await;
+    let fault = &refused["errors"][0]["field"];
+    assert_eq!((status, fault), (StatusCode::UNPROCESSABLE_ENTITY, &json!("for_reasons")), "{refused:#}");
     let which = json!({ "bot": BOT, "for_reason": "responder" });
     let (status, plan) = act(&deployment, "/console/dead-letters/redrive", which.clone()).await;
     assert_eq!((status, &plan["plan"]["dead_letters"]), (StatusCode::OK, &json!(1)), "{plan:#}");
+    // One that comes between the count and the word is not meant.
+    deployment.model.always_fail(&message(OTHER, 1));
+    deployment.telegram.send(OTHER, &message(OTHER, 1));
+    deployment.settled(4, PATIENCE).await;
     deployment.model.mend();
-    let confirmed = json!({ "bot": BOT, "for_reason": "responder", "confirmed": "yes" });
+    let mut confirmed = json!({ "bot": BOT, "for_reason": "responder", "confirmed": "yes" });
+    let (status, refused) = act(&deployment, "/console/dead-letters/redrive", confirmed.clone()).await;
+    let fault = &refused["errors"][0]["field"];
+    assert_eq!((status, fault), (StatusCode::UNPROCESSABLE_ENTITY, &json!("until")), "{refused:#}");
+    confirmed["until"] = plan["until"].clone();
     done(&deployment, "/console/dead-letters/redrive", confirmed).await;
     let job = eventually("the job to be done", PATIENCE, async || {
         let letters = look(&deployment, "/console/dead-letters").await;
@@ -139,6 +155,7 @@ async fn from_a_message_id_to_the_reason_and_its_answer(backend: Backend) {
     })
     .await;
     assert_eq!((&job["seen"], &job["outcome"]), (&json!(1), &json!("1 redriven")), "{job:#}");
+    assert_eq!(look(&deployment, "/console/dead-letters").await["matching"], 1);
     let texts = deployment.telegram.wait_for_texts(CHAT, 3, PATIENCE).await;
     assert_eq!(texts, [1, 3, 2].map(|n| answer(CHAT, n)));
     let log = look(&deployment, "/console/audit").await;
@@ -146,7 +163,7 @@ async fn from_a_message_id_to_the_reason_and_its_answer(backend: Backend) {
     assert!(verbs.contains(&"redrive_dead_letters") && verbs.contains(&"redrive_dead_letter"), "{log:#}");
 
     let overview = look(&deployment, "/console").await;
-    assert_eq!(overview["totals"], json!({ "answered": 3, "dead_lettered": 1 }), "{overview:#}");
+    assert_eq!(overview["totals"], json!({ "answered": 3, "dead_lettered": 2 }), "{overview:#}");
     let partitions = overview["partitions"].as_array().unwrap();
     assert!(partitions.len() == 8 && partitions.iter().all(|line| line["owner"].is_string()), "{overview:#}");
     deployment.turnwise.terminate().await;
@@ -193,6 +210,14 @@ async fn a_paused_conversation_waits_in_the_stream_and_holds_up_no_other() {
     assert_eq!(waiting.len(), last as usize - answered, "{timeline:#}");
     let why = waiting[0]["why"].as_str().unwrap();
     assert!(why.contains("was paused by operator") && why.contains("(a test)"), "{why}");
+    // A reply would wait with the rest, so none is taken.
+    let reply = format!("/console/conversations/{}/reply", timeline["conversation"]["id"].as_str().unwrap());
+    let (status, refused) = act(&deployment, &reply, json!({ "content": "Kim here." })).await;
+    assert_eq!(
+        (status, &refused["type"]),
+        (StatusCode::CONFLICT, &json!("urn:turnwise:problem:paused")),
+        "{refused:#}"
+    );
     let overview = look(&deployment, "/console").await;
     assert!(overview["oldest_unprocessed_seconds"].is_u64() && overview["holds"] == 1, "{overview:#}");
 

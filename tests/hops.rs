@@ -241,7 +241,10 @@ async fn turns_wait_for_a_database_that_is_away() {
         let readiness = http_client().get(deployment.turnwise.url("/readyz")).send().await.unwrap();
         assert_eq!(readiness.status(), StatusCode::SERVICE_UNAVAILABLE);
         let readiness: Value = readiness.json().await.unwrap();
-        assert_eq!(readiness["checks"], json!({ "stream": true, "database": false, "not_draining": true }));
+        assert_eq!(
+            readiness["checks"],
+            json!({ "stream": true, "database": false, "not_draining": true, "bots_served": true })
+        );
         deployment.telegram.all_taken(PATIENCE).await;
         deployment.postgres.as_ref().unwrap().restart().await;
         eventually("turnwise to be ready", PATIENCE, async || {

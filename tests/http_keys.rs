@@ -98,6 +98,12 @@ async fn a_collected_turn_comes_again_as_it_was() {
         go.notify_one();
         let (key, texts) = next(&mut wire).await;
         assert_eq!(texts, ["one", "two"]);
+        // A reply that is on its way when the process ends is uncertain, and held.
+        eventually("both replies to be recorded as sent", PATIENCE, async || {
+            let sent = deployment.ledger.deliveries().await.into_iter().filter(|delivery| delivery.status == "sent");
+            (sent.count() == 2).then_some(())
+        })
+        .await;
         deployment.turnwise.kill9().await;
         deployment.telegram.send(ANN, "three");
         deployment.turnwise.start_again().await;

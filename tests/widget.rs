@@ -228,6 +228,12 @@ async fn a_program_sees_the_buttons_and_waits_for_a_person() {
     };
     assert_eq!(contents(&newer(2, 0).await), ["Blue", "pressed colour-2"]);
     assert_eq!(contents(&newer(4, 0).await), [""; 0]);
+    let next = http_client().get(format!("{url}?device_id=d&after=1&limit=2")).send().await.unwrap();
+    assert_eq!(
+        contents(&next.json::<Value>().await.unwrap()),
+        ["Which colour?", "Blue"],
+        "the next ones, none left out"
+    );
     let agent = stage.operate(http_client().post(&url).json(&json!({ "content": "Kim here." })));
     let (heard, ()) = tokio::join!(newer(4, 30), agent);
     assert_eq!(contents(&heard), ["Kim here."]);

@@ -220,7 +220,7 @@ async fn chosen_plan(
             Err(code) => return Ok(Err(code)),
         },
     };
-    let plan = letters.plan(&selection).await?;
+    let plan = letters.plan(&selection, None).await?;
     Ok(if plan.missing.is_empty() { Ok((selection, plan)) } else { Err(unknown(&plan.missing)) })
 }
 

@@ -14,6 +14,9 @@ use super::view::{Change, Lease, Owner, View};
 /// Why a partition is taken whose lease names somebody who shows no life.
 const OWNER_GONE: &str = "owner_gone";
 
+/// Why a partition is taken whose lease names this process, which never wrote it: one of the same name did, and died.
+const RESTARTED: &str = "restarted";
+
 /// Something to do. Each is answered by the method named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Effect {
@@ -79,6 +82,8 @@ pub(super) struct Holdings {
     holds: BTreeMap<u16, Hold>,
     /// Not to be written before the next tick, or before their lease changes.
     resting: BTreeSet<u16>,
+    /// Why each lease was written that this process claimed; `None` once the claim has led to a takeover.
+    claims: BTreeMap<u16, Option<&'static str>>,
     taking: bool,
     take_over_rests: bool,
     leaving: bool,
@@ -93,6 +98,7 @@ impl Holdings {
             view: View::new(ttl),
             holds: BTreeMap::new(),
             resting: BTreeSet::new(),
+            claims: BTreeMap::new(),
             taking: false,
             take_over_rests: false,
             leaving: false,
@@ -156,11 +162,12 @@ impl Holdings {
             let ownership = owned.takeover.ownership;
             let Some(hold) = self.holds.get_mut(&ownership.partition) else { continue };
             let State::Taking { reason } = hold.state else { continue };
+            self.claims.insert(ownership.partition, None);
             if self.leaving {
                 hold.state = State::Clearing;
             } else {
                 hold.state = State::Held { epoch: ownership.epoch, recorded: false };
-                let owned = Owned { after_death: reason == OWNER_GONE, ..owned };
+                let owned = Owned { after_death: matches!(reason, OWNER_GONE | RESTARTED), ..owned };
                 effects.push(Effect::Take { owned, reason });
             }
         }
@@ -214,9 +221,11 @@ impl Holdings {
         self.take_over_rests = false;
         for partition in 0..self.partitions {
             let Some((named, revision)) = self.view.named(partition) else { continue };
-            // A lease that is ours without our knowing: of a write whose answer was lost, or of a takeover that lost.
+            // A lease that is ours without our knowing: of a write whose answer was lost, of a takeover that lost, or of
+            // one who died under our name.
             if named == self.me && !self.holds.contains_key(&partition) {
-                let state = if self.leaving { State::Clearing } else { State::Claiming { reason: "reclaimed" } };
+                let reason = self.claims.get(&partition).map_or(RESTARTED, |claimed| claimed.unwrap_or("reclaimed"));
+                let state = if self.leaving { State::Clearing } else { State::Claiming { reason } };
                 self.holds.insert(partition, Hold { state, revision, writing: false });
             }
         }
@@ -344,6 +353,9 @@ impl Holdings {
             }
             let told = self.view.named(partition).filter(|(named, _)| *named == self.me);
             let ours = Lease { member: Some(self.me.clone()), epoch: None };
+            if let State::Claiming { reason } = hold.state {
+                self.claims.insert(partition, Some(reason));
+            }
             let lease = match hold.state {
                 State::Claiming { .. } if complete => ours,
                 State::Held { epoch, recorded } if complete && (!recorded || told.is_none()) => {
@@ -377,6 +389,74 @@ impl Holdings {
         if !partitions.is_empty() {
             self.taking = true;
             effects.push(Effect::TakeOver(partitions));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Ownership, Takeover};
+
+    const NOW: Duration = Duration::ZERO;
+
+    /// Knows one lease, which names `member`, and nobody who lives but itself.
+    fn holdings(member: &str) -> Holdings {
+        let mut holdings = Holdings::new("me".to_owned(), 1, Duration::from_secs(3));
+        let lease = Lease { member: Some(member.to_owned()), epoch: Some(1) };
+        holdings.changed(Change::Member { id: "me".to_owned(), leaving: false }, NOW);
+        holdings.changed(Change::Lease { partition: 0, lease, revision: 7 }, NOW);
+        holdings.changed(Change::Complete, NOW);
+        holdings
+    }
+
+    fn write(holdings: &mut Holdings) -> Write {
+        match holdings.next(NOW).as_slice() {
+            [Effect::Write(write)] => write.clone(),
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    /// Why the partition is taken whose claim was answered, and whether its owner before died.
+    fn taken(holdings: &mut Holdings) -> (&'static str, bool) {
+        assert_eq!(holdings.next(NOW), [Effect::TakeOver(vec![0])]);
+        let takeover = Takeover { ownership: Ownership { stream: 1, partition: 0, epoch: 2 }, checkpoint: None };
+        match holdings.taken_over(Some(vec![Owned { takeover, after: 0, after_death: false }])).as_slice() {
+            [Effect::Take { owned, reason }] => (reason, owned.after_death),
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn whoever_died_under_the_same_name_died() {
+        for (member, reason) in [("me", RESTARTED), ("other", OWNER_GONE)] {
+            let mut holdings = holdings(member);
+            let claim = write(&mut holdings);
+            holdings.written(claim, Some(8), NOW);
+            assert_eq!(taken(&mut holdings), (reason, true));
+            let recorded = write(&mut holdings);
+            holdings.written(recorded, Some(9), NOW);
+            assert!(holdings.lost(0));
+            holdings.tick();
+            let claim = write(&mut holdings);
+            holdings.written(claim, Some(10), NOW);
+            assert_eq!(taken(&mut holdings), ("reclaimed", false), "this process has not died");
+        }
+    }
+
+    #[test]
+    fn a_claim_whose_answer_was_lost_keeps_its_reason() {
+        for (member, reason) in [("me", RESTARTED), ("other", OWNER_GONE)] {
+            let mut holdings = holdings(member);
+            let claim = write(&mut holdings);
+            let (lease, revision) = (claim.lease.clone(), 8);
+            holdings.written(claim, None, NOW);
+            holdings.changed(Change::Lease { partition: 0, lease, revision }, NOW);
+            holdings.tick();
+            let claim = write(&mut holdings);
+            assert_eq!(claim.expected, revision);
+            holdings.written(claim, Some(9), NOW);
+            assert_eq!(taken(&mut holdings), (reason, true));
         }
     }
 }

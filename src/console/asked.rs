@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -77,7 +77,12 @@ impl FromRequestParts<Arc<Console>> for Asked {
             Err(refusal) => return Err(refusal.problem().into_response()),
         };
         let query = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
-        Ok(Self { who, format, place, query: query.into_owned().collect() })
+        let query: BTreeMap<String, String> = query.into_owned().collect();
+        // PostgreSQL has no text with it, SQLite has; nobody types it.
+        if let Some((name, _)) = query.iter().find(|(_, value)| value.contains('\0')) {
+            return Err(page::problem(format, Problem::field(422, name, "must not have the character NUL.")));
+        }
+        Ok(Self { who, format, place, query })
     }
 }
 
@@ -160,6 +165,19 @@ impl Action {
         self.fields.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
     }
 
+    /// Refuses an action that says more than is understood, which would do less or more than was meant.
+    ///
+    /// # Errors
+    /// 422 that names the first field that is none of these.
+    pub(super) fn only(&self, known: &[&str]) -> Result<(), Problem> {
+        let mut names = self.fields.keys().map(String::as_str);
+        let unknown = names.find(|name| *name != FORM_TOKEN && !known.contains(name));
+        unknown.map_or(Ok(()), |name| {
+            let detail = format!("is not known here; there are {}.", known.join(", "));
+            Err(Problem::field(422, name, detail))
+        })
+    }
+
     /// # Errors
     /// 422 that names the field.
     pub(super) fn required(&self, name: &str) -> Result<&str, Problem> {
@@ -182,10 +200,7 @@ impl FromRequest<Arc<Console>> for Action {
         if is_from_browser && !is_same_origin(&parts.headers) {
             return Err(refuse(Problem::new(403, "foreign-origin", "Only the console's own pages may do this.")));
         }
-        let body = tokio::time::timeout(FORM_TIMEOUT, axum::body::to_bytes(body, FORM_BYTES_MAX)).await;
-        let Ok(Ok(body)) = body else {
-            return Err(refuse(Problem::new(413, "too-large", "The form is too large, or did not arrive whole.")));
-        };
+        let body = whole(body, FORM_BYTES_MAX).await.map_err(refuse)?;
         let fields = fields(&parts.headers, &body).map_err(refuse)?;
         if let Some(expected) = who.form_token.as_ref().filter(|_| is_from_browser) {
             let shown = fields.get(FORM_TOKEN).map(String::as_bytes).unwrap_or_default();
@@ -209,6 +224,14 @@ pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
     }
     let origin = text(header::ORIGIN).and_then(|origin| origin.split_once("://"));
     origin.zip(text(header::HOST)).is_some_and(|((_, authority), host)| authority == host)
+}
+
+/// What a form holds, if it comes in time and is no longer than allowed.
+pub(super) async fn whole(body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    match tokio::time::timeout(FORM_TIMEOUT, axum::body::to_bytes(body, bytes_max)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(_)) | Err(_) => Err(Problem::new(413, "too-large", "The form is too large, or did not arrive whole.")),
+    }
 }
 
 /// A form, or a JSON object of strings.
@@ -235,10 +258,21 @@ pub(super) fn go_to(place: &str) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt as _;
+
     use super::*;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (header::HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_form_that_never_ends_is_not_waited_for() {
+        let begun = futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"token="))]);
+        let dripping = Body::from_stream(begun.chain(futures_util::stream::pending()));
+        assert_eq!(whole(dripping, 64).await.unwrap_err().status(), 413);
+        assert_eq!(whole(Body::from("token=much-too-long"), 4).await.unwrap_err().status(), 413);
+        assert_eq!(whole(Body::from("token=a"), 64).await.unwrap(), "token=a");
     }
 
     #[test]

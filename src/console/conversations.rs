@@ -47,10 +47,9 @@ pub(super) async fn show(State(console): State<Arc<Console>>, name: Name, asked:
         async move {
             let Found { key, conversation } = console.conversation(&name).await?;
             let timeline = console.timeline(&key, conversation.as_ref(), before).await?;
-            let holds = console.store.holds().await.map_err(|error| store_problem(&error))?;
             let partition = console.publisher.partition(&key);
             let unreachable = conversation.as_ref().and_then(|conversation| conversation.chat.unreachable.clone());
-            let hold = hold_of(&holds, &key, partition).cloned();
+            let hold = console.held_by(&key).await?;
             Ok(ConversationPage { name: key.to_string(), partition, conversation, unreachable, hold, timeline })
         }
     };
@@ -71,6 +70,20 @@ impl Console {
             return Err(not_found("conversation"));
         }
         Ok(Found { key, conversation: row.conversation })
+    }
+
+    /// The hold that keeps this conversation's turns from beginning.
+    async fn held_by(&self, key: &ConversationKey) -> Result<Option<Hold>, Problem> {
+        let holds = self.store.holds().await.map_err(|error| store_problem(&error))?;
+        Ok(hold_of(&holds, key, self.publisher.partition(key)).cloned())
+    }
+
+    /// An agent's reply is a turn like others: it would wait with them, while the person who wrote it thinks that it left.
+    async fn refuse_while_held(&self, key: &ConversationKey) -> Result<(), Problem> {
+        self.held_by(key).await?.map_or(Ok(()), |hold| {
+            let detail = format!("The {} is paused, and no reply would leave. Resume it first.", hold.scope);
+            Err(Problem::new(409, "paused", detail))
+        })
     }
 }
 
@@ -97,7 +110,10 @@ async fn perform(console: &Console, name: &str, deed: &str, action: &Action) -> 
         "close" => (OperatorVerb::CloseConversation, ConversationStatus::Closed, None),
         "reply" => {
             let content = action.required("content")?;
-            let said = console.ingress.say_as_agent(&conversation, content);
+            let said = async {
+                console.refuse_while_held(&key).await?;
+                console.ingress.say_as_agent(&conversation, content).await
+            };
             return console.act(action, OperatorVerb::ReplyInConversation, target, said).await.map(drop);
         }
         _ => return Err(not_found("action")),
@@ -186,6 +202,10 @@ impl ConversationPage {
 
     fn reply(&self, who: &Who) -> Option<Element> {
         let conversation = self.conversation.as_ref().filter(|found| found.status != ConversationStatus::Closed)?;
+        if let Some(hold) = &self.hold {
+            let words = format!("The {} is paused: no reply would leave. Resume it first.", hold.scope);
+            return Some(el("p").class("note").attr("id", "no-reply").text(words));
+        }
         let text = el("textarea").attr("id", "content").attr("name", "content").attr("rows", 3).flag("required", true);
         let form = form(who, format!("/console/conversations/{}/reply", conversation.id)).class("reply");
         Some(

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 
 use super::Console;
-use super::asked::{Asked, Format, Refusal, fields, go_to, is_same_origin, own_place};
+use super::asked::{Asked, Format, Refusal, fields, go_to, is_same_origin, own_place, whole};
 use super::html::{Html, el};
 use super::page::{self, hidden, labelled};
 use super::session::{COOKIE, NAME_CHARS_MAX};
@@ -36,10 +36,8 @@ pub(super) async fn enter(State(console): State<Arc<Console>>, headers: HeaderMa
             Problem::new(403, "foreign-origin", "Only the console's own page signs in."),
         );
     }
-    let Ok(body) = axum::body::to_bytes(body, FORM_BYTES_MAX).await else {
-        return page::problem(Format::Html, Problem::new(413, "too-large", "The form is too large."));
-    };
-    let said = match fields(&headers, &body) {
+    let said = whole(body, FORM_BYTES_MAX).await.and_then(|body| fields(&headers, &body));
+    let said = match said {
         Ok(said) => said,
         Err(problem) => return page::problem(Format::Html, problem),
     };

@@ -16,8 +16,13 @@ use crate::ingress::{Problem, store_problem};
 use crate::message::Timestamp;
 use crate::store::{Hold, HoldScope, OperatorVerb};
 
+/// Holds of one page, those of bots and partitions first.
+const LISTED: usize = 1_000;
+
 #[derive(Debug, Serialize)]
 struct HoldsPage {
+    /// How many there are, listed or not.
+    total: usize,
     holds: Vec<Hold>,
 }
 
@@ -26,8 +31,10 @@ pub(super) async fn list(State(console): State<Arc<Console>>, asked: Asked) -> R
     page::show(&console, asked, move || {
         let console = Arc::clone(&shared);
         async move {
-            let holds = console.store.holds().await.map_err(|error| store_problem(&error))?;
-            Ok(HoldsPage { holds })
+            let mut holds = console.store.holds().await.map_err(|error| store_problem(&error))?;
+            let total = holds.len();
+            holds.truncate(LISTED);
+            Ok(HoldsPage { total, holds })
         }
     })
     .await
@@ -114,11 +121,14 @@ impl View for HoldsPage {
         });
         let head = ["What", "Name", "By", "Why", "Since", ""];
         let nothing = self.holds.is_empty().then(|| el("p").attr("id", "nothing").text("Nothing is paused."));
+        let more = (self.total > self.holds.len())
+            .then(|| el("p").attr("id", "more").text(format!("{} of {} are shown.", self.holds.len(), self.total)));
         let words = "While something is paused, its turns that run end and none begins. Messages are taken as ever and wait in \
              the stream; nothing is lost, and the others go on. Resumed, they are answered in their order.";
         Html::from(el("h1").text("Holds"))
             .then(el("p").text(words))
             .then(nothing)
+            .then(more)
             .then((!self.holds.is_empty()).then(|| table("Paused", &head, rows.collect())))
             .then(may_act.then(|| pausing(who)))
     }

@@ -1,7 +1,7 @@
 //! Dead letters: why there are any, what is in them, and another try or an end for everything that matches.
 //!
 //! Refuses to act on what nobody has counted: the first word shows what it comes to, the second does it. Invariant: the second
-//! word does no more than was shown, for letters that come meanwhile lie behind.
+//! word does no more than was shown, for it names the place in the stream up to which was counted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,9 @@ const LISTED: usize = 100;
 
 /// Conversations that a plan names.
 const PLACES: usize = 20;
+
+/// What an action says: which letters, why, and that it is meant.
+const FIELDS: [&str; 6] = ["bot", "for_reason", "conversation", "reason", "confirmed", "until"];
 
 /// Which letters are meant, in the words of a form.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -159,18 +162,21 @@ pub(super) async fn discard(State(console): State<Arc<Console>>, action: Action)
 async fn work(console: &Arc<Console>, verb: JobVerb, action: Action) -> Response {
     let which = Which::of(|name| action.field(name));
     let prepared = async {
+        // A filter that is misspelt would mean every letter.
+        action.only(&FIELDS)?;
         if verb == JobVerb::Discard {
             action.required("reason")?;
         }
+        let counted = counted(&action)?;
         let selection = Selection::Matching(which.filter()?);
-        let plan = console.dead_letters(None).plan(&selection).await.map_err(|error| problem(&error))?;
-        Ok((selection, plan))
+        let plan = console.dead_letters(None).plan(&selection, counted).await.map_err(|error| problem(&error))?;
+        Ok((selection, plan, counted.is_some()))
     };
-    let (selection, plan) = match prepared.await {
+    let (selection, plan, is_confirmed) = match prepared.await {
         Ok(prepared) => prepared,
         Err(problem) => return page::problem(action.format, problem),
     };
-    if action.field("confirmed").is_none() {
+    if !is_confirmed {
         return planned(verb, &which, &plan, &action);
     }
     let audited = match verb {
@@ -186,10 +192,24 @@ async fn work(console: &Arc<Console>, verb: JobVerb, action: Action) -> Response
     done(&action, "/console/dead-letters", outcome)
 }
 
+/// Up to where was counted what is confirmed now; `None` while nothing is.
+fn counted(action: &Action) -> Result<Option<u64>, Problem> {
+    match action.field("confirmed") {
+        None => Ok(None),
+        Some("yes") => {
+            let until = action.required("until")?.parse();
+            until.map(Some).map_err(|_| Problem::field(422, "until", "must be the number that the count came with."))
+        }
+        Some(_) => Err(Problem::field(422, "confirmed", "must be yes.")),
+    }
+}
+
 fn planned(verb: JobVerb, which: &Which, plan: &Plan, action: &Action) -> Response {
     if action.format == Format::Json {
-        let next = "send the same again with \"confirmed\": \"yes\"";
-        return page::json(&json!({ "verb": verb, "which": which, "plan": plan, "next": next }));
+        let next = "send the same again with this \"until\" and \"confirmed\": \"yes\"";
+        // A string, as every field that is sent.
+        let until = plan.until.to_string();
+        return page::json(&json!({ "verb": verb, "which": which, "plan": plan, "until": until, "next": next }));
     }
     let body = confirmation(verb, which, plan, action);
     let frame = Frame { who: &action.who, place: "/console/dead-letters", fingerprint: None };
@@ -222,6 +242,7 @@ fn confirmation(verb: JobVerb, which: &Which, plan: &Plan, action: &Action) -> H
     let go_on = form(&action.who, format!("/console/dead-letters/{verb}"))
         .add(which.fields())
         .add(action.field("reason").map(|reason| hidden("reason", reason)))
+        .add(hidden("until", plan.until))
         .add(hidden("confirmed", "yes"))
         .add(
             el("button")

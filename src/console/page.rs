@@ -52,6 +52,14 @@ pub(super) trait View: Serialize + Send {
     /// How often it is made again while somebody looks at it; longer where that is much work.
     const LOOK_AGAIN: Duration = LOOK_AGAIN;
 
+    /// By which its changes are known: of all that it says.
+    fn fingerprint(&self) -> u64
+    where
+        Self: Sized,
+    {
+        fingerprint(self)
+    }
+
     fn title(&self) -> String;
 
     fn body(&self, who: &Who) -> Html;
@@ -69,7 +77,7 @@ where
             Ok(view) if format == Format::Json => json(&view),
             Ok(view) => {
                 let body = view.body(&asked.who);
-                let frame = Frame { who: &asked.who, place: &asked.place, fingerprint: Some(fingerprint(&view)) };
+                let frame = Frame { who: &asked.who, place: &asked.place, fingerprint: Some(view.fingerprint()) };
                 page(StatusCode::OK, &view.title(), Some(frame), body)
             }
             Err(error) => problem(format, error),
@@ -133,7 +141,7 @@ async fn tell<V: View, L: AsyncViews<V>>(writer: mpsc::Sender<Bytes>, mut seen: 
     let mut said_at = Instant::now();
     loop {
         looks.tick().await;
-        let now = load.load().await.ok().map(|view| fingerprint(&view));
+        let now = load.load().await.ok().map(|view| view.fingerprint());
         let line = match (seen, now) {
             (Some(seen), Some(now)) if seen != now => "event: changed\ndata: {}\n\n",
             (None, Some(_)) => "retry: 2000\n\n",
@@ -153,7 +161,7 @@ async fn tell<V: View, L: AsyncViews<V>>(writer: mpsc::Sender<Bytes>, mut seen: 
     }
 }
 
-fn fingerprint(view: &impl Serialize) -> u64 {
+pub(super) fn fingerprint(view: &impl Serialize) -> u64 {
     let mut hasher = DefaultHasher::new();
     serde_json::to_string(view).unwrap_or_default().hash(&mut hasher);
     hasher.finish()

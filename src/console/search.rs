@@ -1,16 +1,17 @@
 //! Looking for conversations and messages: by what a platform calls them, by status, by assignee.
 //!
-//! Refuses to look for words: what people wrote has no index. Invariant: an answer says how far it looked where it did not look
-//! everywhere.
+//! Refuses to look for words: what people wrote has no index; and to look through the stream again and again for a page that is
+//! left open. Invariant: an answer says how far it looked where it did not look everywhere.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Response;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::asked::Asked;
+use super::asked::{Asked, Format};
 use super::conversations::{badge, status_words};
 use super::html::{Html, el, link};
 use super::page::{self, View, choice, field, table};
@@ -130,10 +131,10 @@ pub(super) async fn show(State(console): State<Arc<Console>>, asked: Asked) -> R
         Ok(question) => question,
         Err(problem) => return page::problem(asked.format, problem),
     };
-    let shared = Arc::clone(&console);
+    let (shared, reads_stream) = (Arc::clone(&console), asked.format != Format::Events);
     page::show(&console, asked, move || {
         let (console, question) = (Arc::clone(&shared), question.clone());
-        async move { console.search(question).await }
+        async move { console.search(question, reads_stream).await }
     })
     .await
 }
@@ -144,7 +145,7 @@ fn question(asked: &Asked) -> Result<Question, Problem> {
 }
 
 impl Console {
-    async fn search(&self, question: Question) -> Result<SearchPage, Problem> {
+    async fn search(&self, question: Question, reads_stream: bool) -> Result<SearchPage, Problem> {
         let search = ConversationSearch {
             status: question.status,
             assignee: question.assignee.clone(),
@@ -164,11 +165,19 @@ impl Console {
                 page.list(self.find(ConversationSearch { peers: Some(peers(&id)), ..search.clone() }).await?);
                 page.list(self.find(ConversationSearch { device_id: Some(id.clone()), ..search }).await?);
                 self.messages(&id, None, &mut page).await?;
+                if reads_stream && page.messages.is_empty() {
+                    let looked = self.look_through_newest(&id).await?;
+                    self.add_streamed(&id, looked, &mut page).await?;
+                }
             }
             Some(Named::MessageOf { chat, message }) => {
                 let peers = peers(&chat);
                 page.list(self.find(ConversationSearch { peers: Some(peers.clone()), ..search }).await?);
                 self.messages(&message, Some(&peers), &mut page).await?;
+                if reads_stream && page.messages.is_empty() {
+                    let looked = self.look_through_chats(&message, &peers).await?;
+                    self.add_streamed(&message, looked, &mut page).await?;
+                }
             }
         }
         let Question { text, status, assignee, bot } = question;
@@ -188,7 +197,7 @@ impl Console {
         Ok(())
     }
 
-    /// The messages of this id: those of histories by their index, else those on the stream that have no place in any.
+    /// The messages of this id that histories have, by their index.
     async fn messages(&self, id: &str, peers: Option<&[String]>, page: &mut SearchPage) -> Result<(), Problem> {
         let failed = |error| store_problem(&error);
         for found in self.store.messages_by_platform_id(id, FOUND).await.map_err(failed)? {
@@ -203,13 +212,16 @@ impl Console {
             let turn_id = found.message.turn_id.unwrap_or_default();
             page.messages.push(self.hit(name, turn_id, id.to_owned(), found.message.created_at).await?);
         }
-        if !page.messages.is_empty() {
-            return Ok(());
-        }
-        let (streamed, note) = match peers {
-            Some(peers) => self.look_through_chats(id, peers).await?,
-            None => self.look_through_newest(id).await?,
-        };
+        Ok(())
+    }
+
+    /// Those that were found on the stream, because they have no place in any history.
+    async fn add_streamed(
+        &self,
+        id: &str,
+        (streamed, note): (Vec<Streamed>, String),
+        page: &mut SearchPage,
+    ) -> Result<(), Problem> {
         for streamed in streamed {
             let turn_id = streamed.envelope.as_ref().map_or(Uuid::nil(), |envelope| envelope.turn_id);
             let at = streamed.message.published_at;
@@ -226,7 +238,7 @@ impl Console {
             let (mut after, mut seen) = (0, 0);
             while let Some(last) = self.look_through(id, &subject, after, &mut found, &mut seen).await? {
                 after = last;
-                if seen >= LOOKED_THROUGH_OF_CHAT {
+                if seen >= LOOKED_THROUGH_OF_CHAT || is_full(&found) {
                     break;
                 }
             }
@@ -244,6 +256,9 @@ impl Console {
         let (mut found, mut seen) = (Vec::new(), 0);
         while let Some(last) = self.look_through(id, &subject, after, &mut found, &mut seen).await? {
             after = last;
+            if is_full(&found) {
+                break;
+            }
         }
         let note = format!(
             "No history has a message of this id; the newest {} messages of the stream were looked through. Name the chat \
@@ -266,7 +281,8 @@ impl Console {
         let page = self.inbound.page(&of, after).await.map_err(|error| stream_problem(&error))?;
         *seen += page.messages.len();
         let read = page.messages.into_iter().map(|(message, _)| Streamed::read(message));
-        found.extend(read.filter(|streamed| streamed.platform_message_id() == Some(id)).take(FOUND as usize));
+        let room = (FOUND as usize).saturating_sub(found.len());
+        found.extend(read.filter(|streamed| streamed.platform_message_id() == Some(id)).take(room));
         Ok(page.last)
     }
 
@@ -295,6 +311,10 @@ impl Console {
     }
 }
 
+const fn is_full(found: &[Streamed]) -> bool {
+    found.len() >= FOUND as usize
+}
+
 impl SearchPage {
     fn list(&mut self, conversations: Vec<Conversation>) {
         for conversation in conversations {
@@ -315,6 +335,15 @@ impl SearchPage {
 }
 
 impl View for SearchPage {
+    /// A hundred messages are some hundred questions to the database.
+    const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+    /// Without what only the stream has, which is looked through once for a page and not for its changes.
+    fn fingerprint(&self) -> u64 {
+        let indexed = if self.note.is_none() { &self.messages[..] } else { &[] };
+        page::fingerprint(&(&self.conversations, indexed))
+    }
+
     fn title(&self) -> String {
         "Conversations".to_owned()
     }
@@ -373,6 +402,24 @@ impl View for SearchPage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_only_the_stream_has_is_no_news_of_a_page() {
+        let hit = || Hit {
+            name: "telegram.support.user-31".to_owned(),
+            turn_id: Uuid::nil(),
+            platform_message_id: "4711".to_owned(),
+            at: Timestamp::from_micros(0),
+            state: "dead_lettered".to_owned(),
+            why: Why { verdict: Verdict::Trouble, why: "Given up.".to_owned() },
+            place: String::new(),
+        };
+        let open = SearchPage::default();
+        let shown = SearchPage { messages: vec![hit()], note: Some("The stream.".to_owned()), ..SearchPage::default() };
+        assert_eq!(open.fingerprint(), shown.fingerprint());
+        let indexed = SearchPage { messages: vec![hit()], ..SearchPage::default() };
+        assert_ne!(indexed.fingerprint(), shown.fingerprint());
+    }
 
     #[test]
     fn what_people_paste_is_understood() {

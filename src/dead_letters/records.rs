@@ -96,9 +96,9 @@ pub struct Plan {
     pub missing: Vec<u64>,
     /// The first of the conversations, by name.
     pub listed: Vec<Place>,
-    /// Letters behind it came later, and are not meant.
+    /// The place in the stream behind which letters came later, and are not meant.
     #[serde(skip)]
-    pub(super) until: u64,
+    pub until: u64,
 }
 
 /// Where the letters of one conversation come again.

@@ -66,7 +66,7 @@ pub(super) fn routes() -> Routes {
         .get(
             "/v1/conversations/{id}/messages",
             messages,
-            Operation::new("listMessages", "A conversation's messages: the newest, or those before one.")
+            Operation::new("listMessages", "A conversation's messages: the newest, or those before or behind one.")
                 .security(Security::KeyOfBot)
                 .query::<MessagesQuery>()
                 .answer::<MessagesPage>(200, "A page, oldest message first.")
@@ -161,7 +161,7 @@ struct MessagesQuery {
     /// The `next_before` of the page seen last.
     #[schemars(with = "Option<i64>", transform = not_null)]
     before: Option<String>,
-    /// Only messages behind the one with this `ordinal`: of those the newest.
+    /// Only messages behind the one with this `ordinal`: of those the oldest.
     #[schemars(with = "Option<i64>", transform = not_null)]
     after: Option<String>,
     /// With `after`: where there is none yet, one is waited for, so many seconds. Then the page may be empty.
@@ -212,7 +212,7 @@ fn with_feedback(messages: Vec<StoredMessage>, feedback: Vec<Feedback>) -> Vec<M
     messages.into_iter().map(view).collect()
 }
 
-/// The newest page, oldest message first; `before` takes the `next_before` of the page seen last.
+/// The newest page, oldest message first; `before` takes the `next_before` of the page seen last, `after` the last ordinal.
 async fn messages(
     State(ingress): Shared,
     Segment(id): Segment,
@@ -227,10 +227,7 @@ async fn messages(
     let conversation = ingress.visible(&access, &id, query.device_id.as_deref()).await?;
     let messages = match after {
         None => ingress.store.messages(conversation.id, before, limit).await.map_err(|error| store_problem(&error))?,
-        Some(after) => {
-            drop(permit);
-            ingress.newer(Newer { conversation_id: conversation.id, after, limit, wait }).await?
-        }
+        Some(after) => ingress.newer(Newer { conversation_id: conversation.id, after, limit, wait }, permit).await?,
     };
     let next_before = messages.first().map(|message| message.ordinal).filter(|ordinal| *ordinal > 1);
     let ordinals = messages.first().zip(messages.last()).map(|(first, last)| (first.ordinal, last.ordinal));

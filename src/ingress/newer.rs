@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use tokio::sync::SemaphorePermit;
 use uuid::Uuid;
 
 use super::problem::Problem;
@@ -28,9 +29,11 @@ pub(super) struct Newer {
 }
 
 impl Ingress {
-    /// The newest messages behind the one seen last; none when the time is over.
-    pub(super) async fn newer(&self, newer: Newer) -> Result<Vec<StoredMessage>, Problem> {
+    /// The oldest messages behind the one seen last, so that who goes on from the last of them misses none; none when the time
+    /// is over. The permit is given back before it is waited.
+    pub(super) async fn newer(&self, newer: Newer, permit: SemaphorePermit<'_>) -> Result<Vec<StoredMessage>, Problem> {
         let found = self.newer_now(newer).await?;
+        drop(permit);
         if !found.is_empty() || newer.wait.is_zero() {
             return Ok(found);
         }
@@ -54,9 +57,7 @@ impl Ingress {
     }
 
     async fn newer_now(&self, newer: Newer) -> Result<Vec<StoredMessage>, Problem> {
-        let found = self.store.messages(newer.conversation_id, None, newer.limit).await;
-        let mut found = found.map_err(|error| store_problem(&error))?;
-        found.retain(|message| message.ordinal > newer.after);
-        Ok(found)
+        let found = self.store.messages_after(newer.conversation_id, newer.after, newer.limit).await;
+        found.map_err(|error| store_problem(&error))
     }
 }

@@ -48,6 +48,9 @@ const FORGET_AFTER: Duration = Duration::from_secs(2 * 60 * 60);
 /// Chats remembered before it is looked for those that can be forgotten.
 const SWEEP_FROM: usize = 1_024;
 
+/// A lane that waits for a place of a share that may grow asks again at least this often: it may have a better place then.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// The answer to [`Governor::ask`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Permission {
@@ -85,6 +88,8 @@ struct Account {
     limits: SendLimits,
     /// This process's part of the bot's limit.
     share: Option<Share>,
+    /// Whether that is all of it, and cannot grow.
+    is_whole: bool,
     queue: Queue,
     calls: Window,
     answers: u32,
@@ -135,8 +140,7 @@ impl Governor {
         self.is_shared = true;
         let (owned, all) = (u32::try_from(owned).unwrap_or(u32::MAX).max(1), u32::from(partitions).max(1));
         for account in self.accounts.values_mut() {
-            account.share = account.limits.bot.map(|limit| Share::new(limit, owned, all));
-            account.queue.forget();
+            account.take_share(owned, all);
         }
     }
 
@@ -193,6 +197,7 @@ impl Account {
         Self {
             limits,
             share: limits.bot.map(|limit| Share::new(limit, 1, 1)),
+            is_whole: true,
             queue: Queue::default(),
             calls: Window::default(),
             answers: 0,
@@ -202,6 +207,19 @@ impl Account {
             chats: HashMap::new(),
             waiting: HashMap::new(),
             sweep_at: SWEEP_FROM,
+        }
+    }
+
+    fn take_share(&mut self, owned: u32, all: u32) {
+        let before = self.share.map(|share| share.interval);
+        self.share = self.limits.bot.map(|limit| Share::new(limit, owned, all));
+        self.is_whole = owned >= all;
+        self.queue.forget();
+        if self.share.map(|share| share.interval) != before {
+            self.queue.start_again();
+            for waiting in self.waiting.values_mut() {
+                (waiting.ticket, waiting.place) = (None, None);
+            }
         }
     }
 
@@ -262,6 +280,8 @@ impl Account {
         now: Instant,
     ) -> Option<Instant> {
         let Some(share) = self.share else { return free_at };
+        let is_whole = self.is_whole;
+        let soon = |moment: Instant| if is_whole { moment } else { moment.min(now + LOOK_AGAIN_AFTER) };
         if waiting.place.is_none() {
             let pace = (share.interval, share.window.burst);
             let pressed =
@@ -274,12 +294,12 @@ impl Account {
                 Turn::Place(place) => waiting.place = Some(place),
                 Turn::Later { at, ticket } => {
                     waiting.ticket = waiting.ticket.or(ticket);
-                    return Some(at);
+                    return Some(soon(at));
                 }
             }
         }
         let of_bot = self.calls.free_at(share.window, 0, now);
-        of_bot.max(waiting.place).max(free_at).filter(|moment| *moment > now)
+        of_bot.max(waiting.place.map(soon)).max(free_at).filter(|moment| *moment > now)
     }
 
     /// A call counted from its permission until it was over; now it is known better when the platform can have counted it:

@@ -33,7 +33,7 @@ impl<W: Work> Feeder<W> {
         let ownership = self.partition.ownership;
         let mut generation = 0;
         // The lanes whose first open message was told of; of no use any more once all that the owner before had has come.
-        let mut left_behind = self.after_death.then(HashSet::new);
+        let mut left_behind = Some(HashSet::new());
         loop {
             let mut source = match self.open(generation).await {
                 Ok(source) => source,
@@ -153,9 +153,9 @@ impl<W: Work> Feeder<W> {
     async fn outlived(&self, heads: &[Arc<StreamMessage>]) {
         let mut pause = patience();
         while !heads.is_empty()
-            && let Err(error) = self.work.outlived(&self.partition.ownership, heads).await
+            && let Err(error) = self.work.outlived(&self.partition.ownership, heads, self.after_death).await
         {
-            tracing::warn!(error = %chain(&error), "what an owner died with cannot be recorded, will be tried again");
+            tracing::warn!(error = %chain(&error), "what an owner left behind cannot be looked up, will be tried again");
             tokio::time::sleep(pause.next_backoff().unwrap_or(MAX_PAUSE)).await;
         }
     }

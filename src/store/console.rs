@@ -289,7 +289,8 @@ impl Store {
 
 /// Holds.
 impl Store {
-    /// Every hold, oldest first; people make them, so there are few. At most [`super::PAGE_ROWS_MAX`].
+    /// Every hold, however many, for a worker that does not know one would begin its turns: those of bots and partitions, then
+    /// those of conversations, oldest first.
     ///
     /// # Errors
     /// As [`StoreError::Query`].

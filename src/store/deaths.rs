@@ -1,13 +1,13 @@
 //! Messages that were open when the process that had them died: how many deaths each has seen.
 //!
-//! Refuses to say what follows from it. Invariant: only the partition's owner counts, so no death is counted twice.
+//! Refuses to say what follows from it. Invariant: only the partition's owner counts, and once in its epoch, so no death is counted twice.
 
-use super::{BATCH_ROWS, Backend, Ownership, Store, StoreError, answered, on};
+use super::{Backend, Ownership, Store, StoreError, answered, on};
 
 impl Store {
     /// Counts a death against messages that the partition's owner before left behind when it died, and gives how many deaths
     /// each has seen. The first two are counted whether or not a message was being worked on, of which nothing is written
-    /// until then; later ones only where [`Store::note_begun`] says so.
+    /// until then; later ones only where [`Store::note_begun`] says so. Doing it again in the same epoch counts nothing.
     ///
     /// # Errors
     /// As [`StoreError::Query`], and [`StoreError::Fenced`]: then nothing was counted.
@@ -16,11 +16,15 @@ impl Store {
         dedupe_ids: &[String],
         owner: &Ownership,
     ) -> Result<Vec<(String, u32)>, StoreError> {
-        let mut charged = Vec::with_capacity(dedupe_ids.len());
-        for batch in dedupe_ids.chunks(BATCH_ROWS) {
-            charged.extend(on!(self.charge_deaths(batch, owner))?);
-        }
-        Ok(charged)
+        on!(self.charge_deaths(dedupe_ids, owner))
+    }
+
+    /// How many deaths messages have seen, those that have seen any.
+    ///
+    /// # Errors
+    /// As [`StoreError::Query`].
+    pub async fn deaths(&self, dedupe_ids: &[String]) -> Result<Vec<(String, u32)>, StoreError> {
+        on!(self.deaths(dedupe_ids))
     }
 
     /// Notes that a message that has seen deaths is being worked on, or is not any more, though it has not ended.

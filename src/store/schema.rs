@@ -23,6 +23,7 @@ macro_rules! migrations {
             ),
             (10, "unknown_ends", include_str!(concat!("../../migrations/", $folder, "/0010_unknown_ends.sql"))),
             (11, "console", include_str!(concat!("../../migrations/", $folder, "/0011_console.sql"))),
+            (14, "death_epochs", include_str!(concat!("../../migrations/", $folder, "/0014_death_epochs.sql"))),
         ]
     };
 }

@@ -6,9 +6,11 @@
 //! costs nothing but a look into an empty map.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -36,7 +38,7 @@ const ALONE_FROM: u32 = 3;
 /// The least number of deaths before a message is given up: it has died alone at least once then.
 const DEATHS_MIN: u32 = ALONE_FROM + 1;
 
-/// How often a suspect that waits looks whether there is room.
+/// How often a suspect that waits looks whether there is room, and one whose end cannot be written down tries again.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// The suspects among the messages of this process.
@@ -109,10 +111,19 @@ impl Suspects {
 }
 
 impl Turns {
-    /// The owner before died, and may have been working on these.
-    pub(super) async fn suspect(&self, ownership: &Ownership, heads: &[Arc<StreamMessage>]) -> Result<(), StoreError> {
+    /// The owner before left these behind. If it died, it may have been working on them; if not, what is known of them is learnt.
+    pub(super) async fn suspect(
+        &self,
+        ownership: &Ownership,
+        heads: &[Arc<StreamMessage>],
+        after_death: bool,
+    ) -> Result<(), StoreError> {
         let ids: Vec<String> = heads.iter().map(|message| message.message_id.clone()).collect();
-        match self.store.charge_deaths(&ids, ownership).await {
+        let known = match after_death {
+            true => self.store.charge_deaths(&ids, ownership).await,
+            false => self.store.deaths(&ids).await,
+        };
+        match known {
             Ok(charged) => {
                 self.suspects.learn(charged);
                 Ok(())
@@ -140,20 +151,36 @@ impl Turns {
             }
             Suspicion::Watched(watch) => {
                 let alone = if watch.is_alone { self.alone(task).await? } else { task.clone() };
-                self.store.note_begun(head, true, &task.ownership).await.map_err(|error| away(&error))?;
-                let ended = self.attempt(&alone, responder_time).await;
-                if ended.is_err()
-                    && let Err(error) = self.store.note_begun(head, false, &task.ownership).await
-                {
-                    tracing::debug!(error = %chain(&error), "a death from now on may be charged to a message that waits");
+                let ended = match self.store.note_begun(head, true, &task.ownership).await {
+                    Ok(()) => AssertUnwindSafe(self.attempt(&alone, responder_time)).catch_unwind().await,
+                    // It may be noted all the same.
+                    Err(error) => Ok(Err(away(&error))),
+                };
+                if !matches!(ended, Ok(Ok(_))) {
+                    self.note_ended(head, task).await;
                 }
-                ended
+                ended.unwrap_or_else(|panic| resume_unwind(panic))
             }
         };
         if ended.is_ok() {
             self.suspects.forget(head);
         }
         ended
+    }
+
+    /// The attempt has ended and the message has not. It keeps its place until that is written down: a death from then on is no
+    /// more charged to a message that waits. Once the task is cancelled, somebody else will have it.
+    async fn note_ended(&self, head: &str, task: &Task) {
+        while let Err(error) = self.store.note_begun(head, false, &task.ownership).await {
+            if matches!(error, StoreError::Fenced) {
+                return;
+            }
+            tracing::warn!(error = %chain(&error), "the end of an attempt cannot be written down, will be tried again");
+            tokio::select! {
+                () = task.cancellation.cancelled() => return,
+                () = tokio::time::sleep(LOOK_AGAIN_AFTER) => {}
+            }
+        }
     }
 
     /// The first message alone, so that no other is taken for what it does; unless an attempt at several has acted.

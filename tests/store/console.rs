@@ -8,7 +8,12 @@ use uuid::Uuid;
 
 use super::{Database, at};
 
-on_both!(what_is_held_stays_held_until_it_is_let_go, a_job_says_how_far_it_is, an_action_says_how_it_went);
+on_both!(
+    what_is_held_stays_held_until_it_is_let_go,
+    workers_know_every_hold,
+    a_job_says_how_far_it_is,
+    an_action_says_how_it_went
+);
 
 async fn what_is_held_stays_held_until_it_is_let_go(database: &Database) {
     let store = &database.store;
@@ -29,6 +34,23 @@ async fn what_is_held_stays_held_until_it_is_let_go(database: &Database) {
     assert!(store.remove_hold(HoldScope::Bot, "7").await.unwrap());
     assert!(!store.remove_hold(HoldScope::Bot, "7").await.unwrap());
     assert_eq!(store.holds().await.unwrap(), [partition]);
+}
+
+/// More than a page of any list has.
+const MANY: usize = 1_001;
+
+async fn workers_know_every_hold(database: &Database) {
+    let store = &database.store;
+    let hold =
+        |scope, target: String, seconds| Hold { scope, target, actor: None, reason: None, created_at: at(seconds) };
+    for user in 0..MANY {
+        let conversation = hold(HoldScope::Conversation, format!("telegram.support.user-{user}"), 1);
+        store.put_hold(&conversation).await.unwrap();
+    }
+    let bot = hold(HoldScope::Bot, "support".to_owned(), 2);
+    store.put_hold(&bot).await.unwrap();
+    let held = store.holds().await.unwrap();
+    assert_eq!((held.len(), &held[0]), (MANY + 1, &bot), "the widest first, though it is the newest");
 }
 
 async fn a_job_says_how_far_it_is(database: &Database) {

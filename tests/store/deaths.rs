@@ -28,18 +28,22 @@ async fn deaths_are_charged_to_what_was_worked_on(database: &Database) {
     assert!(matches!(store.note_begun("beside", true, &before).await, Err(StoreError::Fenced)));
     assert_eq!(store.charge_deaths(&ids[1..], &owner).await.unwrap(), [("beside".to_owned(), 2)]);
     assert_eq!(store.charge_deaths(&[], &owner).await.unwrap(), []);
+    let asked = [ids[0].clone(), "unknown".to_owned()];
+    assert_eq!(store.deaths(&asked).await.unwrap(), [("killer".to_owned(), 5)]);
 }
 
 async fn what_has_ended_is_forgotten(database: &Database) {
-    let (store, owner) = (&database.store, database.own(0).await);
-    let turn = first_turn(owner, 1, "ann");
-    let id = turn.dedupe_id.clone();
+    let (store, mut owner) = (&database.store, database.own(0).await);
+    let id = first_turn(owner, 1, "ann").dedupe_id;
     let many: Vec<String> = (0..1_203).map(|number| format!("m-{number}")).chain([id.clone()]).collect();
     for deaths in 1..=2 {
         let charged = store.charge_deaths(&many, &owner).await.unwrap();
         assert!(charged.len() == many.len() && charged.iter().all(|(_, count)| *count == deaths));
+        let again = store.charge_deaths(&many, &owner).await.unwrap();
+        assert!(again.iter().all(|(_, count)| *count == deaths), "the answer to the first time may have been lost");
+        owner = database.own(0).await;
     }
-    committed(store.commit(turn).await.unwrap());
+    committed(store.commit(first_turn(owner, 1, "ann")).await.unwrap());
     let charged = store.charge_deaths(std::slice::from_ref(&id), &owner).await.unwrap();
     assert_eq!(charged, [(id, 1)], "as if it had never been seen");
 }

@@ -6,9 +6,9 @@
 //! pressed chat is given its place before its own limit allows it, for that moment. All pressed chats together never need more
 //! than the bot's limit: if each needs T for what it has at its own pace, and everything needs T at the bot's, their paces are
 //! no more than the bot's. Nor does a single reply wait for those who have more: it takes its place at once. The others fill
-//! what is left, in turn, and none of them for longer than [`PATIENCE`].
+//! what is left, in turn; whoever has waited for [`PATIENCE`] takes the next place as a single reply does.
 //!
-//! Refuses to know chats. Invariants: places keep to the even pace, and are kept once they are given; who never comes back costs
+//! Refuses to know chats. Invariants: places keep to the even pace, and are kept once they are given, unless the pace changes; who never comes back costs
 //! the places that it had.
 
 use std::collections::HashMap;
@@ -67,6 +67,12 @@ impl Queue {
         self.total = 0;
     }
 
+    /// Places come at another pace from now on: those that were given, and the tickets, are worth nothing.
+    pub(super) fn start_again(&mut self) {
+        self.handed_out = None;
+        self.served = self.issued;
+    }
+
     /// Whether somebody has a place that is yet to come.
     pub(super) fn is_ahead_of(&self, now: Instant) -> bool {
         self.handed_out.is_some_and(|until| until > now)
@@ -83,8 +89,7 @@ impl Queue {
         now: Instant,
     ) -> Turn {
         let slot = self.slot(interval, burst, now);
-        let horizon = AHEAD + now.duration_since(since).saturating_sub(PATIENCE) / 8;
-        if slot <= now + horizon || self.parts(lane) <= 1 {
+        if slot <= now + AHEAD || self.parts(lane) <= 1 || now.duration_since(since) >= PATIENCE {
             if let Some(ticket) = ticket {
                 // When places are free, those before it are late, or gone.
                 let is_free = slot <= now + interval;
@@ -98,7 +103,7 @@ impl Queue {
             self.issued - 1
         });
         let before = u32::try_from(ticket.saturating_sub(self.served)).unwrap_or(u32::MAX);
-        let at = (slot + interval.saturating_mul(before) - AHEAD / 2).max(now + AHEAD);
+        let at = (slot + interval.saturating_mul(before) - AHEAD / 2).max(now + AHEAD).min(since + PATIENCE);
         Turn::Later { at, ticket: Some(ticket) }
     }
 

@@ -262,6 +262,58 @@ fn a_process_keeps_to_its_share_of_the_bot() {
 }
 
 #[test]
+fn a_share_that_grows_is_used_at_once() {
+    let mut governor = Governor::new([(BOT.to_owned(), LIMITS)]);
+    governor.share(1, 64);
+    let (start, second) = (Instant::now(), Duration::from_secs(1));
+    let ask = |governor: &mut Governor, id: u32, now: Instant| {
+        governor.ask(BOT, &Peer::User(id.to_string()), &Arc::from(id.to_string()), 0, now)
+    };
+    let told: Vec<Permission> = (0..100).map(|id| ask(&mut governor, id, start)).collect();
+    let soon = |permission: &&Permission| matches!(permission, Permission::At(at) if *at <= start + 5 * second);
+    assert_eq!(
+        told.iter().filter(soon).count(),
+        99,
+        "places are up to three minutes away, and looked after until then"
+    );
+    governor.share(64, 64);
+    let later = start + 5 * second;
+    let places = (1..100).filter_map(|id| match ask(&mut governor, id, later) {
+        Permission::Go { .. } => None,
+        Permission::At(at) => Some(at - later),
+    });
+    let last = places.max().unwrap();
+    assert!(last <= 4 * second, "{last:?} for 99 replies at 30 a second");
+}
+
+/// A reply of several parts beside single ones that come as fast as they leave, five seconds of them waiting.
+#[test]
+fn patience_ends_beside_single_replies() {
+    let mut governor = Governor::new([(BOT.to_owned(), SendLimits { chat: None, group: None, ..LIMITS })]);
+    let (start, interval) = (Instant::now(), Duration::from_secs(1) * MARGIN_PERCENT / 100 / 30);
+    let (lane, peer): (Arc<str>, _) = ("several".into(), Peer::User("several".to_owned()));
+    let mut single = 0_u32;
+    let mut come = |governor: &mut Governor, now: Instant| {
+        single += 1;
+        governor.ask(BOT, &Peer::User(single.to_string()), &Arc::from(single.to_string()), 0, now);
+    };
+    (0..150).for_each(|_| come(&mut governor, start));
+    let (mut now, mut again) = (start, start);
+    let waited = loop {
+        assert!(now - start < Duration::from_secs(60), "it waits for ever");
+        come(&mut governor, now);
+        if now >= again {
+            match governor.ask(BOT, &peer, &lane, 2, now) {
+                Permission::Go { waited } => break waited,
+                Permission::At(at) => again = at,
+            }
+        }
+        now += interval;
+    };
+    assert!(waited <= Duration::from_secs(16), "{waited:?}");
+}
+
+#[test]
 fn what_is_over_is_forgotten() {
     let mut governor = Governor::new([(BOT.to_owned(), LIMITS)]);
     let start = Instant::now();

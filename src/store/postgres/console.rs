@@ -222,8 +222,8 @@ impl Postgres {
     }
 
     pub(in crate::store) async fn holds(&self) -> Result<Vec<Hold>, StoreError> {
-        const LIST: &str =
-            "SELECT scope, target, actor, reason, created_at FROM holds ORDER BY created_at, target LIMIT 1000";
+        const LIST: &str = "SELECT scope, target, actor, reason, created_at FROM holds \
+             ORDER BY scope = 'conversation', created_at, target";
         let found = sqlx::query(LIST).fetch_all(&self.pool).await;
         found.map_err(refused("list holds"))?.iter().map(rows::hold).collect()
     }

@@ -174,6 +174,22 @@ impl Postgres {
         found.iter().rev().map(rows::message).collect()
     }
 
+    pub(in crate::store) async fn messages_after(
+        &self,
+        conversation_id: Uuid,
+        after_ordinal: i64,
+        limit: u32,
+    ) -> Result<Vec<StoredMessage>, StoreError> {
+        const LIST: &str = concat!(
+            "SELECT ",
+            message_columns!(),
+            " FROM messages WHERE conversation_id = $1 AND ordinal > $2 ORDER BY ordinal LIMIT $3"
+        );
+        let list = sqlx::query(LIST).bind(conversation_id).bind(after_ordinal);
+        let found = list.bind(i64::from(limit.clamp(1, PAGE_ROWS_MAX))).fetch_all(&self.pool).await;
+        found.map_err(refused("list newer messages"))?.iter().map(rows::message).collect()
+    }
+
     pub(in crate::store) async fn append_messages(
         &self,
         conversation_id: Uuid,

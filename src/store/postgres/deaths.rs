@@ -3,7 +3,7 @@
 use super::Postgres;
 use crate::store::commit::hold;
 use crate::store::error::refused;
-use crate::store::{Ownership, StoreError, rows};
+use crate::store::{BATCH_ROWS, Ownership, StoreError, rows};
 
 impl Postgres {
     pub(in crate::store) async fn charge_deaths(
@@ -14,16 +14,30 @@ impl Postgres {
         // Somebody else may be forgetting the same.
         const FORGET: &str = "DELETE FROM process_deaths WHERE dedupe_id IN (SELECT p.dedupe_id FROM process_deaths p \
              JOIN turns t ON t.dedupe_id = p.dedupe_id FOR UPDATE OF p SKIP LOCKED)";
-        const CHARGE: &str = "INSERT INTO process_deaths AS p (dedupe_id, deaths, begun) \
-             SELECT id, 1, 1 FROM UNNEST($1) AS id ORDER BY id \
-             ON CONFLICT (dedupe_id) DO UPDATE SET deaths = p.deaths + p.begun, begun = 0 RETURNING dedupe_id, deaths";
+        const CHARGE: &str = "INSERT INTO process_deaths AS p (dedupe_id, deaths, begun, stream, epoch) \
+             SELECT id, 1, 1, $2, $3 FROM UNNEST($1) AS id ORDER BY id \
+             ON CONFLICT (dedupe_id) DO UPDATE SET \
+             deaths = p.deaths + CASE WHEN p.stream = $2 AND p.epoch = $3 THEN 0 ELSE p.begun END, \
+             begun = CASE WHEN p.stream = $2 AND p.epoch = $3 THEN p.begun ELSE 0 END, \
+             stream = $2, epoch = $3 RETURNING dedupe_id, deaths";
         let refused = refused("count deaths of processes");
         let mut transaction = self.pool.begin().await.map_err(&refused)?;
         hold(&mut *transaction, Some(owner)).await?;
         sqlx::query(FORGET).execute(&mut *transaction).await.map_err(&refused)?;
-        let charged = sqlx::query(CHARGE).bind(dedupe_ids).fetch_all(&mut *transaction).await.map_err(&refused)?;
+        let mut charged = Vec::with_capacity(dedupe_ids.len());
+        for batch in dedupe_ids.chunks(BATCH_ROWS) {
+            let charge = sqlx::query(CHARGE).bind(batch).bind(owner.stream).bind(owner.epoch);
+            charged.extend(charge.fetch_all(&mut *transaction).await.map_err(&refused)?);
+        }
         transaction.commit().await.map_err(&refused)?;
         charged.iter().map(|row| Ok((rows::text(row, "dedupe_id")?, rows::number(row, "deaths")?))).collect()
+    }
+
+    pub(in crate::store) async fn deaths(&self, dedupe_ids: &[String]) -> Result<Vec<(String, u32)>, StoreError> {
+        const FIND: &str = "SELECT dedupe_id, deaths FROM process_deaths WHERE dedupe_id = ANY($1)";
+        let found = sqlx::query(FIND).bind(dedupe_ids).fetch_all(&self.pool).await;
+        let found = found.map_err(refused("look up deaths of processes"))?;
+        found.iter().map(|row| Ok((rows::text(row, "dedupe_id")?, rows::number(row, "deaths")?))).collect()
     }
 
     pub(in crate::store) async fn note_begun(
