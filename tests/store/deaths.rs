@@ -34,7 +34,8 @@ async fn deaths_are_charged_to_what_was_worked_on(database: &Database) {
 
 async fn what_has_ended_is_forgotten(database: &Database) {
     let (store, mut owner) = (&database.store, database.own(0).await);
-    let id = first_turn(owner, 1, "ann").dedupe_id;
+    let mut turn = first_turn(owner, 1, "ann");
+    let id = turn.dedupe_id.clone();
     let many: Vec<String> = (0..1_203).map(|number| format!("m-{number}")).chain([id.clone()]).collect();
     for deaths in 1..=2 {
         let charged = store.charge_deaths(&many, &owner).await.unwrap();
@@ -43,7 +44,8 @@ async fn what_has_ended_is_forgotten(database: &Database) {
         assert!(again.iter().all(|(_, count)| *count == deaths), "the answer to the first time may have been lost");
         owner = database.own(0).await;
     }
-    committed(store.commit(first_turn(owner, 1, "ann")).await.unwrap());
+    turn.ownership = owner;
+    committed(store.commit(turn).await.unwrap());
     let charged = store.charge_deaths(std::slice::from_ref(&id), &owner).await.unwrap();
     assert_eq!(charged, [(id, 1)], "as if it had never been seen");
 }
