@@ -45,7 +45,10 @@ description = "Looks an order up."
 bearer_token = "MARK"
 [tools.files]
 kind = "mcp"
-command = ["files", "--token", "MARK"]
+command = [
+    "files",
+    "--token", "MARK",
+]
 env = { TOKEN = "MARK" }
 [tools.search]
 kind = "mcp"
@@ -78,7 +81,7 @@ proptest! {
         }
     }
 
-    /// One slip within a line. Removing a line's end could make a secret the name of a responder, which is shown.
+    /// One slip within a line. Removing more could make a secret the name of a responder or of a program, which are shown.
     #[test]
     fn a_broken_configuration_shows_no_secret(
         mark in mark(),
